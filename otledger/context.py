@@ -1,0 +1,74 @@
+"""The current span and the current turn, in OpenTelemetry's own context.
+
+A span of otledger is the current OpenTelemetry span, and the other way round, so that instrumented libraries
+nest rightly; the turn lies beside it and goes wherever the context goes.
+"""
+
+from __future__ import annotations
+
+from contextvars import Token
+
+from opentelemetry import context as context_api
+from opentelemetry.context.context import Context
+from opentelemetry.trace import Span
+from opentelemetry.trace.propagation import _SPAN_KEY
+
+_TURN_KEY = context_api.create_key("otledger-turn")
+
+# The runtime's own attach and detach: `context.detach` swallows the ValueError of a token from another context,
+# and logs a traceback.
+_runtime = context_api._RUNTIME_CONTEXT
+
+current = _runtime.get_current
+attach = _runtime.attach
+
+
+def current_turn(context: Context) -> str | None:
+    """Give the `ipc_hash` of the turn that `context` is in."""
+    turn = context.get(_TURN_KEY)
+    return turn if isinstance(turn, str) else None
+
+
+def with_turn(context: Context, ipc_hash: str) -> Context:
+    """Give `context` with the turn set."""
+    return Context({**context, _TURN_KEY: ipc_hash})
+
+
+def with_span(context: Context, span: Span) -> Context:
+    """Give `context` with `span` as the current one."""
+    return Context({**context, _SPAN_KEY: span})
+
+
+def span_in(context: Context) -> Span | None:
+    """Give the current span of `context`, or None."""
+    span = context.get(_SPAN_KEY)
+    return span if isinstance(span, Span) else None
+
+
+def leave_span(token: Token[Context], span: Span, parent: Span | None) -> bool:
+    """Make current again what was so before `span`. False: the context is another than the one it began in.
+
+    That happens to an async generator that is closed elsewhere. Only the span is put back then; other values
+    of the context, such as baggage, are left alone.
+    """
+    try:
+        _runtime.detach(token)
+    except ValueError:
+        here = current()
+        if span_in(here) is span:
+            attach(with_span(here, parent) if parent is not None else _without(here, _SPAN_KEY))
+        return False
+    return True
+
+
+def leave_turn(token: Token[Context], before: str | None) -> None:
+    """Make the turn current again that was so before."""
+    try:
+        _runtime.detach(token)
+    except ValueError:
+        here = current()
+        attach(with_turn(here, before) if before is not None else _without(here, _TURN_KEY))
+
+
+def _without(context: Context, key: str) -> Context:
+    return Context({name: value for name, value in context.items() if name != key})

@@ -1,0 +1,90 @@
+"""The errors that otledger raises.
+
+LedgerError
+├── ConfigurationError   a setting, a machine name: also a ValueError
+├── RootError            the ledger's folder or a file in it cannot be used safely: also an OSError
+├── FormatError          a file is not what the format says, or of an unknown version: also a ValueError
+├── LedgerDamaged        the start-up check found damage, and `strict` was asked for
+├── LedgerClosed         the ledger was closed: also a RuntimeError
+├── EventRefused         this event cannot be stored: also a ValueError
+├── QueueFull            no place in the queue before the deadline
+├── LowSpace             less than `min_free` left on the file system
+└── JournalError         a write did not succeed; the records stay queued
+    ├── LockTimeout      another process holds the lock
+    ├── DiskFull         no space, or no quota
+    └── SyncFailed       fdatasync or fsync failed
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LedgerError(Exception):
+    """Base of all errors of otledger.
+
+    `path`, `offset` (bytes) and `seq` name the place where that is known.
+    """
+
+    def __init__(
+        self, message: str, *, path: Path | str | None = None, offset: int | None = None, seq: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.offset = offset
+        self.seq = seq
+
+
+class ConfigurationError(LedgerError, ValueError):
+    """A setting or a name is not one of those allowed."""
+
+
+class RootError(LedgerError, OSError):
+    """The ledger's folder, or a file in it, cannot be used safely."""
+
+    # OSError's own __str__ looks at errno; the message is all there is to say.
+    __str__ = Exception.__str__
+
+
+class FormatError(LedgerError, ValueError):
+    """A file is not what the format says, or is of a version that this otledger does not know."""
+
+
+class LedgerDamaged(LedgerError):
+    """The start-up check found damage, and `strict=True` was asked for. `report` has the findings."""
+
+    def __init__(self, message: str, *, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class LedgerClosed(LedgerError, RuntimeError):
+    """The ledger was closed: nothing more is accepted."""
+
+
+class EventRefused(LedgerError, ValueError):
+    """This event cannot be stored: its type, a name in it, its size or its depth is not allowed."""
+
+
+class QueueFull(LedgerError):
+    """The queue had no place for the event before the deadline. The event was not accepted."""
+
+
+class LowSpace(LedgerError):
+    """Less than `min_free` bytes are left on the file system. The event was not accepted, and is counted."""
+
+
+class JournalError(LedgerError):
+    """A write did not succeed. What was accepted stays queued and is tried again."""
+
+
+class LockTimeout(JournalError):
+    """Another process holds the partition's lock for longer than `lock_timeout`. It is never broken."""
+
+
+class DiskFull(JournalError):
+    """The file system, or the quota, has no space left."""
+
+
+class SyncFailed(JournalError):
+    """The disk did not take the data. The segment is given up; the records go to its successor."""

@@ -1,0 +1,116 @@
+"""Which records are wanted: one set of conditions for the reader, the command line and all that follow."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from otledger.errors import ConfigurationError
+from otledger.record import Record, parse_time
+
+_RELATIVE = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|w)", re.ASCII)
+_UNITS = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": 86_400_000_000_000,
+    "w": 604_800_000_000_000,
+}
+_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Conditions that a record has to meet, all of them; None: any.
+
+    `type` is a shell pattern (`order.*`). `since` (inclusive) and `until` (exclusive) are nanoseconds since
+    the epoch. `text` is searched in the line as stored, in any case. `control` lets otledger's own records in.
+    """
+
+    type: str | None = None
+    source: str | None = None
+    subject: str | None = None
+    ipc_hash: str | None = None
+    trace_id: str | None = None
+    since: int | None = None
+    until: int | None = None
+    text: str | None = None
+    control: bool = True
+
+    def compile(self) -> tuple[Callable[[bytes], bool] | None, Callable[[Record], bool] | None]:
+        """Give a test of a line's bytes that lets no wanted one out, and one of the record; None: no test."""
+        needles = [
+            value.encode()
+            for value in (self.source, self.subject, self.ipc_hash, self.trace_id)
+            if value is not None and value.isascii() and value.isprintable() and '"' not in value and "\\" not in value
+        ]
+        text = self.text.lower().encode() if self.text else None
+        conditions = self._conditions()
+        return _line_test(needles, text), _record_test(conditions)
+
+    def _conditions(self) -> list[Callable[[Record], bool]]:
+        tests: list[Callable[[Record], bool]] = []
+        if self.type is not None:
+            matches = re.compile(fnmatch.translate(self.type)).match
+            tests.append(lambda record: matches(record.type) is not None)
+        if self.source is not None:
+            tests.append(lambda record: record.source == self.source)
+        if self.subject is not None:
+            tests.append(lambda record: record.subject == self.subject)
+        if self.ipc_hash is not None:
+            tests.append(lambda record: record.ipc_hash == self.ipc_hash)
+        if self.trace_id is not None:
+            tests.append(lambda record: record.trace_id == self.trace_id)
+        if self.since is not None:
+            since = self.since
+            tests.append(lambda record: record.time_ns >= since)
+        if self.until is not None:
+            until = self.until
+            tests.append(lambda record: record.time_ns < until)
+        if not self.control:
+            tests.append(lambda record: not record.type.startswith(("otledger.", "otel.resource")))
+        return tests
+
+
+def _line_test(needles: list[bytes], text: bytes | None) -> Callable[[bytes], bool] | None:
+    if not needles and text is None:
+        return None
+    return lambda line: all(needle in line for needle in needles) and (text is None or text in line.lower())
+
+
+def _record_test(tests: list[Callable[[Record], bool]]) -> Callable[[Record], bool] | None:
+    if not tests:
+        return None
+    if len(tests) == 1:
+        return tests[0]
+    return lambda record: all(test(record) for test in tests)
+
+
+def parse_when(text: str, now: int) -> int:
+    """Give an instant in nanoseconds since the epoch.
+
+    `text` is RFC 3339, a date (`2026-11-21`, `2026-11`: its beginning in UTC), `now`, or a time before `now`
+    such as `90s`, `15m`, `2h`, `3d`, `1w`. Raises `ConfigurationError` for anything else.
+    """
+    text = text.strip()
+    if text == "now":
+        return now
+    relative = _RELATIVE.fullmatch(text)
+    if relative is not None:
+        return now - int(float(relative[1]) * _UNITS[relative[2]])
+    date = _DATE.fullmatch(text)
+    if date is not None:
+        text = f"{date[1]}-{date[2] or '01'}-{date[3] or '01'}T00:00:00Z"
+    elif "T" in text.upper() and not re.search(r"(?:Z|[+-]\d\d:\d\d)\Z", text, re.IGNORECASE):
+        text += "Z"
+    instant = parse_time(text)
+    if instant is None:
+        raise ConfigurationError(
+            f"{text!r} is no time: give 2h, 15m, 3d, now, a date (2026-11-21) or RFC 3339 (2026-11-21T03:00:00Z)"
+        )
+    return instant

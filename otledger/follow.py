@@ -1,0 +1,280 @@
+"""Following a ledger as it grows: inotify where the kernel has it, polling where not."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from otledger.config import check_machine
+from otledger.errors import ConfigurationError, FormatError
+from otledger.filter import Filter
+from otledger.reader import Splitter
+from otledger.record import Record, parse
+from otledger.segment import BLOCK, SegmentName, list_machines, list_segments, open_folder, open_segment, read_chain
+
+POLL = 0.05
+"""Seconds between two looks without inotify."""
+LOOK_AGAIN = 1.0
+"""Seconds after which the files are looked at even if inotify was silent."""
+
+_MODIFY, _MOVED_TO, _CREATE = 0x2, 0x80, 0x100
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """A reading position: for each machine the segment and how many of its bytes were read.
+
+    `str(cursor)` is JSON text that `Cursor.parse` takes.
+    """
+
+    positions: dict[str, tuple[str, int]] = {}
+
+    def __str__(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Give the cursor of its text. Raises `ConfigurationError`."""
+        try:
+            cursor = msgspec.json.decode(text, type=cls)
+            for machine, (segment, offset) in cursor.positions.items():
+                check_machine(machine)
+                if SegmentName.parse(segment) is None or offset < 0:
+                    raise ConfigurationError(f"{segment!r} at {offset}: no place in a segment")
+        except (msgspec.MsgspecError, ConfigurationError) as error:
+            raise ConfigurationError(f"{text[:200]!r} is no cursor: {error}") from None
+        return cursor
+
+
+class Follower:
+    """Iterates over records as they are written, each machine's in their order; never ends by itself.
+
+    `cursor` is a `Cursor`, its text, "start", or "end" for what is written from now on. After each record
+    `self.cursor` says where to resume.
+
+        async with contextlib.aclosing(reader.follow("end")) as records:
+            async for record in records: ...
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        cursor: Cursor | str = "end",
+        filter: Filter | None = None,
+        *,
+        machines: Sequence[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self._machines = None if machines is None else [check_machine(machine) for machine in machines]
+        self._line_test, self._record_test = filter.compile() if filter is not None else (None, None)
+        given = Cursor.parse(cursor) if isinstance(cursor, str) and cursor not in ("start", "end") else cursor
+        self._new: Literal["start", "end"] = "end" if given == "end" else "start"
+        self._tails: dict[str, _Tail] = {}
+        if isinstance(given, Cursor):
+            for machine, (segment, offset) in given.positions.items():
+                self._tails[machine] = _Tail(self.root / machine, segment, offset)
+        list_machines(self.root)
+        self._look_for_machines()
+        # A machine that appears later is read from its beginning.
+        self._new = "start"
+        self._records = self._run()
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where to resume, so that nothing is missed or seen twice."""
+        return Cursor({machine: tail.position for machine, tail in self._tails.items() if tail.segment})
+
+    def __aiter__(self) -> Follower:
+        return self
+
+    async def __anext__(self) -> Record:
+        return await self._records.__anext__()
+
+    async def aclose(self) -> None:
+        """Stop following."""
+        await self._records.aclose()
+
+    def _look_for_machines(self) -> list[Path]:
+        new = []
+        for machine in list_machines(self.root):
+            if machine in self._tails or (self._machines is not None and machine not in self._machines):
+                continue
+            tail = self._tails[machine] = _Tail(self.root / machine)
+            if self._new == "end":
+                tail.go_to_end()
+            new.append(tail.path)
+        return new
+
+    async def _run(self) -> AsyncGenerator[Record, None]:
+        watch = Watch()
+        try:
+            watch.add(self.root)
+            for tail in self._tails.values():
+                watch.add(tail.path)
+            while True:
+                found = False
+                for tail in list(self._tails.values()):
+                    while batch := await asyncio.to_thread(tail.read):
+                        found = True
+                        for offset, line in batch:
+                            record = self._wanted(tail, offset, line)
+                            if record is not None:
+                                yield record
+                if not found:
+                    for path in await asyncio.to_thread(self._look_for_machines):
+                        watch.add(path)
+                        found = True
+                if not found:
+                    await watch.wait()
+        finally:
+            watch.close()
+
+    def _wanted(self, tail: _Tail, offset: int, line: bytes) -> Record | None:
+        tail.consumed(offset + len(line))
+        if self._line_test is not None and not self._line_test(line):
+            return None
+        try:
+            record = parse(line)
+        except FormatError as error:
+            path = tail.path / tail.segment
+            raise FormatError(
+                f"{path}, offset {offset}: {error}; run: otledger verify", path=path, offset=offset
+            ) from None
+        return record if self._record_test is None or self._record_test(record) else None
+
+
+def follow(
+    root: str | Path,
+    cursor: Cursor | str = "end",
+    filter: Filter | None = None,
+    *,
+    machines: Sequence[str] | None = None,
+) -> Follower:
+    """Give an asynchronous iterator over records as they are written; see `Follower`."""
+    return Follower(root, cursor, filter, machines=machines)
+
+
+@dataclass(slots=True)
+class _Tail:
+    """Where one machine's partition has been read up to."""
+
+    path: Path
+    segment: str = ""
+    offset: int = 0
+    """What the caller has been given."""
+    read_to: int = 0
+    splitter: Splitter = field(default_factory=Splitter)
+
+    def __post_init__(self) -> None:
+        self.read_to = self.offset
+        self.splitter = Splitter(offset=self.offset)
+
+    @property
+    def position(self) -> tuple[str, int]:
+        return self.segment, self.offset
+
+    def consumed(self, offset: int) -> None:
+        self.offset = offset
+
+    def go_to_end(self) -> None:
+        folder = open_folder(self.path)
+        try:
+            chain = read_chain(folder, self.path)
+            if chain.pieces:
+                name = chain.pieces[-1].name
+                fd = open_segment(folder, name, shown=self.path)
+                try:
+                    self._begin(str(name), os.fstat(fd).st_size)
+                finally:
+                    os.close(fd)
+        finally:
+            os.close(folder)
+
+    def _begin(self, segment: str, offset: int = 0) -> None:
+        self.segment, self.offset, self.read_to = segment, offset, offset
+        self.splitter = Splitter(offset=offset)
+
+    def read(self) -> list[tuple[int, bytes]]:
+        """Give the next lines with their offsets; none where there are none yet."""
+        folder = open_folder(self.path)
+        try:
+            while True:
+                # Looked up before reading: once a segment has a successor it does not grow any more.
+                following, end = self._following(folder)
+                found = self._read_segment(folder, end)
+                if found or following is None:
+                    return found
+                self._begin(str(following))
+        finally:
+            os.close(folder)
+
+    def _following(self, folder: int) -> tuple[SegmentName | None, int | None]:
+        """Give the next segment, if there is one, and how many bytes of this one count then."""
+        if self.segment and str(list_segments(folder)[-1]) == self.segment:
+            return None, None
+        pieces = read_chain(folder, self.path).pieces
+        here = SegmentName.parse(self.segment)
+        end = next((piece.size for piece in pieces if piece.name == here), None)
+        return next((piece.name for piece in pieces if here is None or piece.name > here), None), end
+
+    def _read_segment(self, folder: int, end: int | None) -> list[tuple[int, bytes]]:
+        if not self.segment:
+            return []
+        fd = open_segment(folder, self.segment, shown=self.path)
+        try:
+            size = BLOCK if end is None else min(BLOCK, end - self.read_to)
+            block = os.pread(fd, size, self.read_to) if size > 0 else b""
+        finally:
+            os.close(fd)
+        self.read_to += len(block)
+        found = list(self.splitter.feed(block))
+        # A line longer than a block has no end in it yet.
+        return found if found or not block else self._read_segment(folder, end)
+
+
+class Watch:
+    """Waits for a change in folders. Without inotify `wait` returns after `POLL` seconds."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._changed = asyncio.Event()
+        with suppress(OSError, AttributeError):
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd >= 0:
+            asyncio.get_running_loop().add_reader(self._fd, self._drain)
+
+    def add(self, path: Path) -> None:
+        """Watch a folder too."""
+        if self._fd >= 0:
+            self._libc.inotify_add_watch(self._fd, os.fsencode(path), _MODIFY | _CREATE | _MOVED_TO)
+
+    async def wait(self) -> None:
+        """Wait for a change, at most `LOOK_AGAIN` seconds."""
+        if self._fd < 0:
+            await asyncio.sleep(POLL)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_AGAIN):
+                await self._changed.wait()
+        self._changed.clear()
+
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._fd, 65_536):
+                pass
+        self._changed.set()
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,801 @@
+"""The locked writer of one machine's partition (format, 6). With lock.py the only code that writes its files.
+
+A batch is written under the lock, synced under the lock, and acknowledged only then. The journal has no
+thread and no queue of its own: see writer.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from otledger import clock
+from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, stamp, whole_lines, with_synced
+from otledger.config import Config
+from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, RootError, SyncFailed
+from otledger.folder import check_root, make_partition, sync_folder, write_all
+from otledger.identity import boot_id, host_hash
+from otledger.lock import PartitionLock, State
+from otledger.record import Draft, Encoder, now_ns
+from otledger.recovery import Finding, Place, inspect
+from otledger.segment import (
+    CHECKPOINT_TYPE,
+    FORMAT,
+    HEADER_TYPE,
+    QUARANTINE,
+    Chain,
+    ChainCheck,
+    SegmentName,
+    control_data,
+    file_size,
+    last_line,
+    line_at,
+    lines,
+    list_segments,
+    open_segment,
+    pread,
+    read_chain,
+)
+from otledger.version import VERSION
+
+log = logging.getLogger("otledger")
+
+GROUP = 64 << 10
+"""Bytes of lines that are stamped and written at a time: larger blocks cross malloc's mmap threshold, and
+shorter ones hold the interpreter lock no longer than a quarter of a millisecond."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an append that is durable returns.
+
+    At durability `os`, `seq` and `checksum` are provisional until the next sync (format, 6).
+    """
+
+    id: str
+    seq: int
+    checksum: str
+    segment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """An OpenTelemetry resource or scope, stored once a segment before its first use (format, 4)."""
+
+    digest: str
+    payload: bytes
+    """The record's `data`, as JSON."""
+
+    @classmethod
+    def make(
+        cls,
+        kind: str,
+        attributes: bytes,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        schema_url: str | None = None,
+        dropped: int = 0,
+    ) -> Resource:
+        """Give the resource with its digest; `attributes` are a JSON object."""
+        texts = (orjson.dumps(text) for text in (kind, name, version, schema_url))
+        members = b'"kind":%b,"name":%b,"version":%b,"schema_url":%b,' % tuple(texts)
+        members += b'"attributes":%b,"dropped":%d}' % (attributes, dropped)
+        digest = hashlib.sha256(b"{" + members).hexdigest()[:32]
+        return cls(digest, b'{"digest":"%b",' % digest.encode() + members)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one holding of the lock writes: parts (see batch.py), and the resources that they name."""
+
+    parts: Sequence[bytes]
+    resources: Mapping[str, Resource]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """How many parts of a batch are as durable as was asked, and where. `error` says why not all."""
+
+    count: int
+    first_seq: int
+    segment: str
+    checksums: Sequence[bytes]
+    error: JournalError | None = None
+
+
+class Journal:
+    """Appends batches to one machine's partition, durable when `append` returns.
+
+    Takes the settings of `Config` as keyword arguments. May be used by several threads and, over the lock, by
+    several processes. Nothing is touched before the first use; `open` only reports errors earlier.
+
+        with otledger.Journal("ledger", machine="m1") as journal:
+            journal.append([Draft("order.placed", {"id": 7})])
+    """
+
+    def __init__(self, root: str | Path | None = None, *, config: Config | None = None, **settings: Any) -> None:
+        self.config = config or Config.resolve(root=root, **settings)
+        self.path = self.config.root / self.config.machine
+        self.findings: list[Finding] = []
+        """What recovery found since this journal was made."""
+        self.encoder = Encoder(self.config.machine, self.config.service)
+        self._mutex = threading.Lock()
+        self._closed = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Own nothing: no descriptor, no position."""
+        self._pid = os.getpid()
+        self._dir_fd = -1
+        self._fd = -1
+        self._lock: PartitionLock | None = None
+        self._state = State()
+        self._name: SegmentName | None = None
+        self._chain_id = ""
+        self._epoch = 0
+        self._known: set[str] = set()
+        self._own_failed: tuple[str, int] | None = None
+
+    # Public
+
+    def __enter__(self) -> Journal:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self, *, timeout: float | None = None) -> None:
+        """Make the partition's folder, take the lock once and recover what a crash left.
+
+        `timeout` is how long to wait for the lock, `lock_timeout` by default. Raises `RootError`,
+        `FormatError`, `LockTimeout`, `JournalError`.
+        """
+        with self._mutex, self._locked(self.config.lock_timeout if timeout is None else timeout):
+            pass
+
+    def append(self, drafts: Iterable[Draft], *, reserved: bool = False) -> list[Receipt]:
+        """Append the drafts in one batch and give their receipts; they are durable as configured.
+
+        Raises `EventRefused` before anything is written, `JournalError` if not all could be written: its
+        `receipts` then has those that are durable, the first of the batch.
+        """
+        encoded = [self.encoder.draft(draft, now_ns(), reserved=reserved) for draft in drafts]
+        ack = self.write(Batch([part for _, part in encoded], {}), timeout=self.config.lock_timeout)
+        receipts = [
+            Receipt(encoded[i][0], ack.first_seq + i, f"sha256:{ack.checksums[i].decode()}", ack.segment)
+            for i in range(ack.count)
+        ]
+        if ack.error is not None:
+            ack.error.receipts = receipts  # type: ignore[attr-defined]
+            raise ack.error
+        return receipts
+
+    def write(self, batch: Batch, *, timeout: float | None = None, on_wait: Callable[[], None] | None = None) -> Ack:
+        """Append encoded parts. Gives an `Ack`; raises `JournalError` or `RootError` if nothing was written."""
+        with self._mutex, self._locked(timeout, on_wait):
+            self._cut_if_due()
+            ack = self._put(batch)
+            if ack.error is not None and isinstance(ack.error, SyncFailed):
+                # The records are at hand: they go to the next segment, once; see _restart.
+                self._restart()
+                ack = self._put(batch)
+                if isinstance(ack.error, SyncFailed):
+                    raise ack.error
+            return ack
+
+    def sync(self) -> None:
+        """Sync what was written at durability `os`. Raises `SyncFailed` if the next segment fails as well."""
+        with self._mutex, self._locked(None):
+            if self._name is None or self._state.synced == self._state.acked:
+                return
+            try:
+                self._sync()
+            except SyncFailed:
+                self._restart()
+                self._sync()
+
+    def set_aside(self, name: str, data: bytes) -> str:
+        """Keep bytes that cannot be appended in `quarantine/`, durable on return. Gives the file's name."""
+        with self._mutex, self._locked(self.config.lock_timeout):
+            return self._quarantine(name, data)
+
+    def close(self) -> None:
+        """Write a checkpoint over what is new, and close the files. Safe to call twice."""
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+            if self._dir_fd < 0 or self._pid != os.getpid():
+                self._release_files()
+                return
+            try:
+                with self._locked(self.config.lock_timeout, closing=True):
+                    self._final_checkpoint()
+            except (JournalError, RootError, OSError) as error:
+                log.warning("%s: no checkpoint at close: %s", self.path, error)
+            self._release_files()
+
+    def lock_holder(self) -> int | None:
+        """Give the process that holds the partition's lock, as far as the kernel tells."""
+        lock = self._lock
+        return lock.holder() if lock is not None else None
+
+    def after_fork(self) -> None:
+        """Drop, in a forked child, everything that belongs to the parent."""
+        self._mutex = threading.Lock()
+        self._release_files()
+
+    # The lock
+
+    @contextlib.contextmanager
+    def _locked(
+        self, timeout: float | None, on_wait: Callable[[], None] | None = None, *, closing: bool = False
+    ) -> Iterator[None]:
+        if self._closed and not closing:
+            raise LedgerClosed(f"the journal of {self.path} is closed")
+        if self._pid != os.getpid():
+            self._release_files()
+        try:
+            self._acquire(timeout, on_wait)
+            try:
+                self._catch_up()
+                yield
+            finally:
+                if self._lock is not None:
+                    self._lock.release()
+        except BaseException as error:
+            # Whatever it was: the next to take the lock looks at the files again.
+            self._name = None
+            if isinstance(error, OSError) and not isinstance(error, RootError):
+                raise self._explain(error) from error
+            raise
+
+    def _acquire(self, timeout: float | None, on_wait: Callable[[], None] | None) -> None:
+        for attempt in range(2):
+            if self._lock is None:
+                self._open_folder()
+            assert self._lock is not None
+            try:
+                self._lock.acquire(timeout, on_wait)
+                return
+            except FileNotFoundError:
+                # The folder was replaced (a checkout, a restored copy): begin again from the root.
+                self._release_files()
+                if attempt:
+                    raise
+
+    def _open_folder(self) -> None:
+        config = self.config
+        check_root(config.root, force=config.force)
+        self._dir_fd = make_partition(config.root, config.machine, config.folder_mode)
+        self._lock = PartitionLock(self._dir_fd, self.path, config.file_mode)
+
+    def _release_files(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+        for fd in (self._fd, self._dir_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._forget()
+
+    def _explain(self, error: OSError) -> JournalError:
+        what = f"{self.path}: {error.strerror or error}"
+        if error.errno in NO_SPACE:
+            return DiskFull(f"{what}; free some space: what was accepted stays queued until then", path=self.path)
+        return JournalError(f"{what}; what was accepted stays queued and is tried again", path=self.path)
+
+    # Where the partition ends
+
+    def _catch_up(self) -> None:
+        """Under the lock: know where the partition ends, and that it ends in whole records."""
+        assert self._lock is not None
+        state = self._lock.read()
+        if state is not None and state.state == "idle" and self._name is not None and self._unchanged(state):
+            return
+        self._recover(state)
+
+    def _unchanged(self, state: State) -> bool:
+        """Tell whether the segment is the one we have open, and read on to what others appended."""
+        if state.segment != str(self._name):
+            return False
+        try:
+            there = os.stat(state.segment, dir_fd=self._dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self._fd)
+        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino) or mine.st_size != state.acked:
+            return False
+        if state.acked != self._state.acked:
+            tail = check_line(last_line(self._fd, state.acked)[1])
+            if tail is None or tail.seq + 1 != state.seq or tail.checksum.decode() != state.head:
+                return False
+        self._state = state
+        return True
+
+    def _recover(self, state: State | None) -> None:
+        chain = read_chain(self._dir_fd, self.path)
+        if not chain.chained:
+            raise FormatError(
+                f"{self.path} was written by evledger, and is read-only; import it: otledger import evledger"
+                f" {self.config.root}",
+                path=self.path,
+            )
+        if state is not None and state.state != "idle":
+            self._adopt(chain, state)
+            self._after_failed_sync(chain, state)
+            return
+        found = inspect(self._dir_fd, self.path, chain, state)
+        self._adopt(chain, state)
+        if state is None:
+            self._state = State(checkpoint_size=found.checkpoint_size, checkpoint_seq=found.checkpoint_seq)
+        if found.finding is not None:
+            self._report(found.finding)
+        if found.place is None:
+            self._start_segment("import" if self.config.machine.endswith(".import") else "new", None)
+            return
+        self._settle(chain, found.place, found.finding)
+
+    def _adopt(self, chain: Chain, state: State | None) -> None:
+        """Take over what the chain of segments and the last holder's state say."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd, self._name = -1, None
+        headers = [piece.header for piece in chain.pieces if piece.header is not None]
+        self._chain_id = headers[-1].ledger if headers else ""
+        self._epoch = headers[-1].epoch if headers else 0
+        self._known = set()
+        if state is not None:
+            self._state = state
+
+    def _settle(self, chain: Chain, place: Place, finding: Finding | None) -> None:
+        """Bring the partition into a state in which appending can go on at `place`, or in a new segment."""
+        newest = chain.newest
+        assert newest is not None
+        self._state.seq, self._state.head = place.seq, place.prev.decode()
+        if finding is not None and finding.kind == "residue" and finding.segment == place.segment:
+            self._resume(place)
+            self._cut_residue(place, finding)
+            place = self._here()
+        if newest > chain.pieces[-1].name if chain.pieces else True:
+            self._sync_segment(place)
+            self._rewrite_header(newest, place)
+        elif (finding is not None and finding.kind != "residue" and finding.segment == newest) or (
+            place.segment != newest or self._size_of(newest) != place.offset
+        ):
+            self._sync_segment(place)
+            self._start_segment("damage", place)
+        elif self._name is None:
+            self._resume(place)
+        header = chain.pieces[-1].header if chain.pieces else None
+        if header is not None and header.host != host_hash():
+            self._start_segment("moved", self._here())
+        self._record_forgotten_quarantine()
+
+    def _size_of(self, name: SegmentName) -> int:
+        fd = open_segment(self._dir_fd, name, shown=self.path)
+        try:
+            return file_size(fd)
+        finally:
+            os.close(fd)
+
+    def _resume(self, place: Place) -> None:
+        """Go on at the end of an existing segment.
+
+        Nothing says that its last bytes ever reached the disk, so they count as synced only after a sync.
+        """
+        self._fd = open_segment(self._dir_fd, place.segment, os.O_RDWR | os.O_APPEND, shown=self.path)
+        self._name = place.segment
+        state = self._state
+        if state.segment != str(place.segment):
+            state.segment, state.synced, state.synced_seq, state.synced_head = str(place.segment), 0, 0, ""
+        state.acked, state.seq, state.head = place.offset, place.seq, place.prev.decode()
+        if state.synced != state.acked and file_size(self._fd) == place.offset:
+            self._sync()
+        else:
+            self._publish("idle")
+
+    def _sync_segment(self, place: Place) -> None:
+        """Sync a segment that gets a successor, so that all before `place` is durable."""
+        with contextlib.suppress(FileNotFoundError):
+            fd = open_segment(self._dir_fd, place.segment, shown=self.path)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        state = self._state
+        state.segment, state.acked, state.synced = str(place.segment), place.offset, place.offset
+        state.seq = state.synced_seq = place.seq
+        state.head = state.synced_head = place.prev.decode()
+
+    def _here(self) -> Place:
+        assert self._name is not None
+        return Place(self._name, self._state.acked, self._state.seq, self._state.head.encode() or ZEROS)
+
+    # What a crash or a failed sync left
+
+    def _report(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        level = logging.WARNING if finding.kind == "residue" else logging.CRITICAL
+        log.log(level, "%s: %s", self.path, finding)
+
+    def _cut_residue(self, place: Place, finding: Finding) -> None:
+        """Keep the bytes beyond `place` in quarantine, cut them off, and write down that it was done."""
+        size = file_size(self._fd)
+        residue = pread(self._fd, size - place.offset, place.offset)
+        name = self._quarantine(f"{place.segment}.{place.offset}", residue)
+        os.ftruncate(self._fd, place.offset)
+        self._sync()
+        self._write_recovery(place, len(residue), name, finding.reason, finding.records)
+
+    def _write_recovery(
+        self, place: Place, size: int, quarantine: str, reason: str, records: tuple[int, int] | None
+    ) -> None:
+        data = {
+            "segment": str(place.segment),
+            "offset": place.offset,
+            "bytes": size,
+            "quarantine": quarantine,
+            "reason": reason,
+            "records": list(records) if records else None,
+        }
+        self._put_own("otledger.recovery", data)
+
+    def _quarantine(self, prefix: str, data: bytes) -> str:
+        name = f"{prefix}.{hashlib.sha256(data).hexdigest()[:16]}"
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(QUARANTINE, self.config.folder_mode, dir_fd=self._dir_fd)
+        folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir_fd)
+        try:
+            os.fchmod(folder, self.config.folder_mode)
+            # An unfinished copy of an earlier try is written again from its beginning.
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, self.config.file_mode, dir_fd=folder)
+            try:
+                os.fchmod(fd, self.config.file_mode)
+                write_all(fd, data)
+                os.fsync(fd)
+                if pread(fd, len(data) + 1, 0) != data:
+                    raise OSError(errno.EIO, f"{QUARANTINE}/{name} does not read as it was written")
+            finally:
+                os.close(fd)
+            os.fsync(folder)
+            os.fsync(self._dir_fd)
+        finally:
+            os.close(folder)
+        return name
+
+    def _record_forgotten_quarantine(self) -> None:
+        """Write the recovery record that a crash right after the cut prevented."""
+        segment = self._name
+        try:
+            folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._dir_fd)
+        except FileNotFoundError:
+            return
+        try:
+            sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
+        finally:
+            os.close(folder)
+        for name, size in sizes.items():
+            head, _, _ = name.rpartition(".")
+            file, _, offset = head.rpartition(".")
+            if file != str(segment) or not offset.isdigit() or int(offset) > self._state.acked:
+                continue
+            data = control_data(line_at(self._fd, int(offset)), "otledger.recovery")
+            if data is not None and data.get("quarantine") == name:
+                continue
+            if any(name.encode() in line for _, line in lines(self._fd, int(offset))):
+                continue
+            assert segment is not None
+            place = Place(segment, int(offset), self._state.seq, b"")
+            self._write_recovery(place, size, name, "found in quarantine without its record", None)
+
+    def _after_failed_sync(self, chain: Chain, state: State) -> None:
+        """A sync of this boot failed, or its process died in it: go on in the next segment (format, 6).
+
+        What counts of the old one ends where it was synced. Behind that, what was acknowledged at `os` is
+        appended again; of a process that died in the sync, everything whole, for nobody else has it.
+        """
+        name = SegmentName.parse(state.segment)
+        if name is None:
+            # Not even the first segment could be synced.
+            self._start_segment("fault" if chain.newest else "new", None)
+            return
+        end = state.acked
+        if state.state == "syncing":
+            end = self._size_of(name)
+        if self._own_failed is not None and self._own_failed[0] == state.segment:
+            end = min(end, self._own_failed[1])
+        again = self._parts_between(name, state, end)
+        synced = Place(name, state.synced, state.synced_seq, state.synced_head.encode() or ZEROS)
+        self._start_segment("fault", synced, again)
+
+    def _parts_between(self, name: SegmentName, state: State, end: int) -> list[bytes]:
+        parts = []
+        check = ChainCheck(state.synced_seq, state.synced_head.encode() or ZEROS)
+        fd = open_segment(self._dir_fd, name, shown=self.path)
+        try:
+            for _, line in lines(fd, state.synced, end):
+                tail = check.take(line)
+                if not isinstance(tail, Tail):
+                    break
+                if b'"type":"otledger.checkpoint"' not in tail.part and b'"type":"otledger.segment"' not in tail.part:
+                    parts.append(caller_part(tail))
+        finally:
+            os.close(fd)
+        return parts
+
+    def _restart(self) -> None:
+        """Under the lock, after a failed sync of ours: the successor segment."""
+        assert self._lock is not None
+        self._recover(self._lock.read() or self._state)
+
+    # Segments
+
+    def _cut_if_due(self) -> None:
+        assert self._name is not None
+        month = clock.believed_month(self._state, now_ns(), clock.boot_ns())
+        too_large = self._state.acked >= self.config.max_segment
+        reason = "month" if month > self._name.month else "size"
+        if too_large or reason == "month":
+            self._final_checkpoint()
+            if self._state.synced != self._state.acked:
+                self._sync()
+            self._start_segment(reason, self._here())
+
+    def _start_segment(self, reason: str, previous: Place | None, again: Sequence[bytes] = ()) -> None:
+        """Create the next segment with its header, durable with its name on return.
+
+        `previous` is where its predecessor ends; everything up to there is durable. `again` are parts that the
+        predecessor held beyond that: they become durable together with the header, or not at all.
+        """
+        existing = list_segments(self._dir_fd)
+        month = clock.believed_month(self._state, now_ns(), clock.boot_ns())
+        name = existing[-1].next(month) if existing else SegmentName(month)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(str(name), flags, self.config.file_mode, dir_fd=self._dir_fd)
+        try:
+            self._fill_segment(fd, name, reason, previous, again)
+        except DiskFull:
+            # Nothing in it was acknowledged: without it the next try finds things as they were.
+            os.unlink(str(name), dir_fd=self._dir_fd)
+            raise
+
+    def _rewrite_header(self, name: SegmentName, previous: Place) -> None:
+        """Give a newest segment without one valid record its header again."""
+        fd = open_segment(self._dir_fd, name, os.O_RDWR | os.O_APPEND, shown=self.path)
+        size = file_size(fd)
+        kept = None
+        if size:
+            kept = self._quarantine(f"{name}.0", pread(fd, size, 0))
+            os.ftruncate(fd, 0)
+        reason = "month" if name.month > previous.segment.month else "size"
+        self._fill_segment(fd, name, reason, previous if previous.seq else None)
+        if kept is not None:
+            self._write_recovery(Place(name, 0, 0, b""), size, kept, "no valid record in the segment", None)
+
+    def _fill_segment(
+        self, fd: int, name: SegmentName, reason: str, previous: Place | None, again: Sequence[bytes] = ()
+    ) -> None:
+        seq, prev = (previous.seq, previous.prev) if previous is not None else (0, ZEROS)
+        if previous is None or not self._chain_id:
+            self._chain_id = str(uuid.uuid4())
+        data = {
+            "format": FORMAT,
+            "ledger": self._chain_id,
+            "writer": f"otledger/{VERSION}",
+            "host": host_hash(),
+            "boot": boot_id(),
+            "epoch": self._epoch + 1,
+            "previous": None if previous is None else {"segment": str(previous.segment), "size": previous.offset},
+            "reason": reason,
+        }
+        header = with_synced(self.encoder.telemetry(HEADER_TYPE, now_ns(), orjson.dumps(data), b""), seq)
+        block = stamp([header, *again], seq, prev)
+        try:
+            os.fchmod(fd, self.config.file_mode)
+            write_all(fd, b"".join(block))
+            os.fsync(fd)
+            sync_folder(self._dir_fd)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in NO_SPACE:
+                raise self._explain(error) from error
+            self._publish("failed")
+            raise SyncFailed(
+                f"{self.path / str(name)}: the new segment could not be made durable: {error.strerror}",
+                path=self.path / str(name),
+            ) from error
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._name, self._known = fd, name, set()
+        self._epoch += 1
+        self._own_failed = None
+        state = self._state
+        if previous is None:
+            # A chain's first checkpoint is worth writing when there is more than this header.
+            state.checkpoint = clock.boot_ns() / 1e9
+        state.segment = str(name)
+        state.acked = state.synced = sum(map(len, block))
+        state.seq = state.synced_seq = seq + len(block)
+        state.head = state.synced_head = checksum_of(block[-1]).decode()
+        self._publish("idle")
+
+    def _publish(self, state: str) -> None:
+        assert self._lock is not None
+        self._state.state = state  # type: ignore[assignment]
+        clock.note(self._state, now_ns(), clock.boot_ns())
+        self._lock.write(self._state)
+
+    # Batches
+
+    def _put(self, batch: Batch) -> Ack:
+        """Write a batch with what belongs before it, sync it if asked, acknowledge it in `.lock`."""
+        own = self._own_parts(batch.resources)
+        parts = [*own, *batch.parts]
+        if not parts:
+            return Ack(0, self._state.seq, self._state.segment, ())
+        parts[0] = with_synced(parts[0], self._state.synced_seq)
+        first = self._state.seq
+        lines_written, error = self._write_lines(parts)
+        if not lines_written:
+            raise self._explain(error or OSError(errno.EIO, "nothing was written"))
+        before = self._state.acked
+        state = self._state
+        state.acked += sum(map(len, lines_written))
+        state.seq += len(lines_written)
+        state.head = checksum_of(lines_written[-1]).decode()
+        failure: JournalError | None = None if error is None else self._explain(error)
+        try:
+            if self.config.durability == "disk":
+                self._sync(acked_before=before)
+            else:
+                self._publish("idle")
+        except SyncFailed as problem:
+            failure = problem
+            lines_written = []
+        count = max(0, len(lines_written) - len(own))
+        if count or len(lines_written) >= len(own):
+            self._known.update(batch.resources)
+        return Ack(
+            count,
+            first + len(own),
+            str(self._name),
+            [checksum_of(line) for line in lines_written[len(own) :]],
+            failure,
+        )
+
+    def _own_parts(self, resources: Mapping[str, Resource]) -> list[bytes]:
+        now = now_ns()
+        parts = []
+        checkpoint = self._checkpoint_part(now)
+        if checkpoint is not None:
+            parts.append(checkpoint)
+        parts += [
+            self.encoder.telemetry("otel.resource", now, resource.payload, b"")
+            for digest, resource in resources.items()
+            if digest not in self._known
+        ]
+        return parts
+
+    def _put_own(self, type: str, data: Mapping[str, Any]) -> None:
+        part = self.encoder.telemetry(type, now_ns(), orjson.dumps(data), b"")
+        ack = self._put(Batch([part], {}))
+        if ack.error is not None:
+            raise ack.error
+
+    def _write_lines(self, parts: Sequence[bytes]) -> tuple[list[bytes], OSError | None]:
+        """Give the lines that stand whole in the file, and the error that kept the others out of it."""
+        state = self._state
+        seq, prev = state.seq, state.head.encode() or ZEROS
+        written: list[bytes] = []
+        at = 0
+        while at < len(parts):
+            size, end = 0, at
+            while end < len(parts) and (size < GROUP or end == at):
+                size += len(parts[end])
+                end += 1
+            group = stamp(parts[at:end], seq, prev)
+            done, error = _write_some(self._fd, b"".join(group))
+            if error is not None:
+                count, size = whole_lines([len(line) for line in group], done)
+                written += group[:count]
+                if size != done:
+                    # If even this fails, the next to take the lock finds a torn tail and recovers.
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(self._fd, state.acked + sum(map(len, written)))
+                return written, error
+            written += group
+            seq += len(group)
+            prev = checksum_of(group[-1])
+            at = end
+        return written, None
+
+    def _sync(self, *, acked_before: int | None = None) -> None:
+        """Make the segment durable up to its acknowledged end. After a failure it is never touched again."""
+        state = self._state
+        acked, seq, head = state.acked, state.seq, state.head
+        if acked_before is not None:
+            # Until the sync has succeeded, another process must not take these records for acknowledged.
+            state.acked = acked_before
+        self._publish("syncing")
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            assert self._name is not None
+            self._own_failed = (str(self._name), state.acked)
+            self._publish("failed")
+            raise SyncFailed(
+                f"{self.path / str(self._name)}: fdatasync failed: {error.strerror}; the records go to the next"
+                " segment. Look at the disk (dmesg, smartctl)",
+                path=self.path / str(self._name),
+            ) from error
+        state.acked = state.synced = acked
+        state.seq = state.synced_seq = seq
+        state.head = state.synced_head = head
+        self._publish("idle")
+
+    # Checkpoints
+
+    def _checkpoint_part(self, now: int) -> bytes | None:
+        """Give a checkpoint over everything durable, if one is due and there is something new to cover."""
+        state = self._state
+        since = clock.boot_ns() / 1e9 - state.checkpoint
+        if 0 <= since < self.config.checkpoint_interval or not self._something_new():
+            return None
+        return self._make_checkpoint(now)
+
+    def _something_new(self) -> bool:
+        """Tell whether durable records other than the last checkpoint itself are not covered by it."""
+        state = self._state
+        uncovered = min(state.checkpoint_seq, state.synced_seq) > state.checkpoint_size
+        return uncovered or state.synced_seq > state.checkpoint_seq + 1
+
+    def _make_checkpoint(self, now: int) -> bytes:
+        state = self._state
+        state.checkpoint, state.checkpoint_size = clock.boot_ns() / 1e9, state.synced_seq
+        state.checkpoint_seq = state.seq
+        data = {"size": state.synced_seq, "head": state.synced_head}
+        return self.encoder.telemetry(CHECKPOINT_TYPE, now, orjson.dumps(data), b"")
+
+    def _final_checkpoint(self) -> None:
+        if self._name is None:
+            return
+        if self._state.synced != self._state.acked:
+            self._sync()
+        if self._something_new():
+            part = self._make_checkpoint(now_ns())
+            ack = self._put(Batch([part], {}))
+            if ack.error is not None:
+                raise ack.error
+            if self._state.synced != self._state.acked:
+                self._sync()
+
+
+def _write_some(fd: int, data: bytes) -> tuple[int, OSError | None]:
+    """Write all of `data`, going on after short writes. Gives how much was written, and the error if not all."""
+    done = 0
+    view = memoryview(data)
+    while done < len(data):
+        try:
+            count = os.write(fd, view[done:] if done else data)
+        except OSError as error:
+            return done, error
+        if count == 0:
+            return done, OSError(errno.EIO, "nothing was written")
+        done += count
+    return done, None

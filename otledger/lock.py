@@ -1,0 +1,184 @@
+"""`.lock`: the writers' flock, and what the last of them left to know (format, 6).
+
+The file holds one line of JSON, padded with spaces to a fixed width. It is a hint for one boot only: after
+another boot nothing in it is believed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from otledger.errors import LockTimeout, RootError
+from otledger.identity import boot_id
+from otledger.segment import LOCK_FILE
+
+WIDTH = 1024
+"""Bytes of the state in the file. Less than a page, so that a killed writer leaves the old or the new."""
+
+
+class State(msgspec.Struct):
+    """What the last holder of the lock left. Sizes are bytes, `seq` and `synced_seq` count records."""
+
+    boot: str = ""
+    pid: int = 0
+    state: Literal["idle", "syncing", "failed"] = "idle"
+    segment: str = ""
+    """The newest segment that has acknowledged records."""
+    acked: int = 0
+    """Where the acknowledged bytes of `segment` end."""
+    synced: int = 0
+    """Where its bytes end that were durable for certain."""
+    seq: int = 0
+    """The `seq` of the next record."""
+    head: str = ""
+    """The checksum of the last acknowledged record."""
+    synced_seq: int = 0
+    synced_head: str = ""
+    checkpoint: float = 0.0
+    """When the last checkpoint was written, in seconds since boot."""
+    checkpoint_size: int = 0
+    """How many records it covers."""
+    checkpoint_seq: int = -1
+    """Its own `seq`."""
+    wall: int = 0
+    """The clock at the last batch at which it was believed, in nanoseconds since the epoch."""
+    monotonic: int = 0
+    """The same instant in nanoseconds since boot."""
+
+
+_decoder = msgspec.json.Decoder(State)
+_encoder = msgspec.json.Encoder()
+
+
+def decode_state(content: bytes) -> State | None:
+    """Give the state that `.lock` holds, or None if it is of another boot or cannot be read."""
+    try:
+        state = _decoder.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return state if state.boot == boot_id() else None
+
+
+class PartitionLock:
+    """The flock of one partition, on a file that is never unlinked or replaced.
+
+    `dir_fd` is the partition's folder and stays its opener's.
+    """
+
+    def __init__(self, dir_fd: int, path: Path, mode: int) -> None:
+        self._dir_fd = dir_fd
+        self._path = path / LOCK_FILE
+        self._mode = mode
+        self._fd = -1
+
+    def acquire(self, timeout: float | None, on_wait: Callable[[], None] | None = None) -> None:
+        """Take the lock; afterwards `.lock` is still the file at its path.
+
+        Blocks in the kernel, which serves waiters fairly. With `timeout` (seconds) it gives up and raises
+        `LockTimeout`. `on_wait` is called once when the lock is taken. Raises FileNotFoundError where the
+        partition's folder is gone.
+        """
+        waited = False
+        while True:
+            if self._fd < 0:
+                self._open()
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is not None and not waited:
+                    on_wait()
+                waited = True
+                self._block(timeout)
+            if self._still_there():
+                return
+            self.close()
+
+    def _block(self, timeout: float | None) -> None:
+        if timeout is None:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            return
+        deadline = time.monotonic() + timeout
+        pause = 0.001
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise LockTimeout(self.why_locked(timeout), path=self._path) from None
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+    def why_locked(self, seconds: float) -> str:
+        """Give the message for a lock that another has held for `seconds`."""
+        holder = self.holder()
+        who = f"process {holder}" if holder else "another process"
+        return (
+            f"{self._path} is held by {who} for more than {seconds:.1f} s; it is never broken:"
+            f" see what that process does{f' (ps -fp {holder})' if holder else ''}, or end it"
+        )
+
+    def holder(self) -> int | None:
+        """Give the process that holds the lock, as far as the kernel tells."""
+        try:
+            inode = os.stat(LOCK_FILE, dir_fd=self._dir_fd, follow_symlinks=False).st_ino
+            with open("/proc/locks", encoding="ascii") as table:
+                for row in table:
+                    fields = row.split()
+                    if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+                        return int(fields[4])
+        except (OSError, IndexError, ValueError):
+            pass
+        return None
+
+    def release(self) -> None:
+        """Let the lock go."""
+        if self._fd >= 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the file, and with it the lock unless another process shares it through a fork."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self) -> State | None:
+        """Give what the last holder left, or None if that was in another boot or cannot be read."""
+        return decode_state(os.pread(self._fd, WIDTH, 0))
+
+    def write(self, state: State) -> None:
+        """Leave `state` for the next holder."""
+        state.boot = boot_id()
+        state.pid = os.getpid()
+        os.pwrite(self._fd, _encoder.encode(state).ljust(WIDTH - 1) + b"\n", 0)
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(LOCK_FILE, flags, self._mode, dir_fd=self._dir_fd)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RootError(
+                f"{self._path}: cannot be opened for writing: {error.strerror}; the program needs to own it or"
+                " to have write permission",
+                path=self._path,
+            ) from None
+        if os.fstat(fd).st_size == 0:
+            os.fchmod(fd, self._mode)
+        self._fd = fd
+
+    def _still_there(self) -> bool:
+        mine = os.fstat(self._fd)
+        try:
+            there = os.stat(LOCK_FILE, dir_fd=self._dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

@@ -1,0 +1,386 @@
+"""The record: a caller's draft, the bytes that become a line, and the typed view of a line (format, 3).
+
+Times are handed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time as _time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from otledger import values
+from otledger.batch import MAX_LINE, STAMP_ROOM
+from otledger.errors import EventRefused, FormatError
+from otledger.ids import event_id
+
+Extension = str | bool | int
+
+RESERVED_TYPES = ("otledger.", "otel.")
+RESERVED_NAMES = frozenset(
+    {
+        *("specversion", "id", "source", "type", "time", "datacontenttype", "dataschema", "subject", "machine"),
+        *("ipchash", "traceparent", "tracestate", "data", "synced", "seq", "prev", "checksum"),
+    }
+)
+RESERVED_PREFIXES = ("otl", "orig")
+
+_EXTENSION_NAME = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+MAX_NAME = 1024
+"""The longest type, source, subject, id and extension value, in characters."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """An event on its way in: what processors see and may change, and what imports hand over.
+
+    `time` is when it happened: integer nanoseconds since the epoch, or RFC 3339 text; None: now.
+    `marks` are the `otl…` and `orig…` members, for processors and imports only.
+    """
+
+    type: str
+    data: Any = None
+    subject: str | None = None
+    source: str | None = None
+    ipc_hash: str | None = None
+    extensions: dict[str, Extension] = field(default_factory=dict)
+    time: int | str | None = None
+    id: str | None = None
+    datacontenttype: str | None = None
+    dataschema: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    marks: dict[str, Extension] = field(default_factory=dict)
+
+
+class Record(msgspec.Struct, gc=False, kw_only=True):
+    """A line, read. Times are text as stored; `time_ns` gives integer nanoseconds; `data` is decoded on demand.
+
+    A record of an evledger partition has no `prev` and no `checksum`.
+    """
+
+    id: str
+    source: str
+    type: str
+    time: str
+    machine: str
+    seq: int
+    specversion: str = "1.0"
+    datacontenttype: str | None = None
+    dataschema: str | None = None
+    subject: str | None = None
+    ipc_hash: str | None = msgspec.field(default=None, name="ipchash")
+    traceparent: str | None = None
+    tracestate: str | None = None
+    synced: int | None = None
+    prev: str = ""
+    checksum: str = ""
+    raw: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="data")
+    # Set after decoding; whatever a line may hold under this name is accepted first.
+    line: Any = msgspec.field(default=b"", name="")
+    """The line's bytes, with its LF."""
+
+    @property
+    def data(self) -> Any:
+        """The payload, with the values that JSON has no word for as they were (format, 3)."""
+        raw = bytes(self.raw)
+        return values.loads(raw) if raw else None
+
+    @property
+    def time_ns(self) -> int:
+        """When it happened, in nanoseconds since the epoch; 0 where the text is no instant."""
+        return parse_time(self.time) or 0
+
+    @property
+    def trace_id(self) -> str | None:
+        """The 32 hex digits of the trace that it belongs to, if any."""
+        if self.traceparent is not None:
+            return self.traceparent[3:35]
+        return self._own("trace_id")
+
+    @property
+    def span_id(self) -> str | None:
+        """The 16 hex digits of the span that it was emitted in; of a span's record, its own."""
+        if self.traceparent is not None:
+            return self.traceparent[36:52]
+        return self._own("span_id")
+
+    def _own(self, name: str) -> str | None:
+        # A span whose ids form no valid header carries them in its data (format, 4).
+        if not self.type.startswith("otel."):
+            return None
+        data = self.data
+        own = data.get(name) if isinstance(data, dict) else None
+        return own if isinstance(own, str) else None
+
+    @property
+    def extensions(self) -> dict[str, Extension]:
+        """The members that are none of the format's own: extensions, `orig…` and `otl…`."""
+        members = msgspec.json.decode(self.line)
+        return {name: value for name, value in members.items() if name not in RESERVED_NAMES}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all members of the line, in their order, as plain JSON values."""
+        members: dict[str, Any] = msgspec.json.decode(self.line)
+        return members
+
+
+_decoder = msgspec.json.Decoder(Record)
+
+
+def parse(line: bytes) -> Record:
+    """Give the record of a line, its checksum unchecked. Raises `FormatError` if it is no such object."""
+    try:
+        record = _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"not a record: {error}") from None
+    record.line = line
+    return record
+
+
+def ipc_hash(payload: Any) -> str:
+    """Give the fingerprint that links the records of a turn, as PipeWorks computes it: 64 hex digits.
+
+    SHA-256 of `json.dumps(payload, sort_keys=True, ensure_ascii=False)` in UTF-8.
+    Raises TypeError or ValueError for what the stdlib's json cannot write.
+    """
+    return hashlib.sha256(json.dumps(payload, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+# Times
+
+
+def format_time(ns: int) -> str:
+    """Give `ns` as RFC 3339 in UTC with nine digits of fraction. Raises `EventRefused` outside years 1 to 9999."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z".rjust(30, "0")
+    except (OverflowError, ValueError, OSError):
+        raise EventRefused(f"time {ns} is no instant between the years 1 and 9999") from None
+
+
+def parse_time(text: str) -> int | None:
+    """Give RFC 3339 text as nanoseconds since the epoch, or None if it is none. A tenth digit is cut off."""
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        return None
+    day, clock, fraction, zone = match.groups()
+    try:
+        instant = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if zone in 'Zz' else zone}")
+    except ValueError:
+        return None
+    seconds = (instant - _EPOCH).days * 86_400 + (instant - _EPOCH).seconds
+    return seconds * 1_000_000_000 + int((fraction or "0").ljust(9, "0")[:9])
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# Names
+
+
+def check_type(name: object) -> str:
+    """Give a caller's type back, or raise `EventRefused`, which says what is allowed."""
+    text = _check_text("type", name)
+    if text.startswith(RESERVED_TYPES):
+        raise EventRefused(f"type {name!r} is reserved: types beginning with 'otledger.' or 'otel.' are otledger's own")
+    return text
+
+
+def check_extensions(extensions: Mapping[str, Extension]) -> None:
+    """Raise `EventRefused` if a name or value is not allowed as a caller's extension (format, 3)."""
+    for name, value in extensions.items():
+        if not isinstance(name, str) or not _EXTENSION_NAME.fullmatch(name):
+            raise EventRefused(f"extension {name!r}: a name is 1 to 20 of a-z and 0-9")
+        if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
+            raise EventRefused(
+                f"extension {name!r} is reserved: allowed are names other than {', '.join(sorted(RESERVED_NAMES))}"
+                " and names beginning with 'otl' or 'orig'"
+            )
+        _check_value(name, value)
+
+
+def _check_value(name: str, value: object) -> None:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        if not -(1 << 31) <= value < 1 << 31:
+            raise EventRefused(f"extension {name!r} is {value}: an integer has 32 bits; give larger ones as a string")
+    elif not isinstance(value, str):
+        raise EventRefused(f"extension {name!r} is of type {type(value).__name__}: allowed are str, bool and int")
+    else:
+        _check_text(f"extension {name!r}", value, empty=True)
+
+
+def _check_text(what: str, text: object, *, empty: bool = False) -> str:
+    if not isinstance(text, str):
+        raise EventRefused(f"{what} is of type {type(text).__name__}: it must be a str")
+    if not text and not empty:
+        raise EventRefused(f"{what} is empty: it must have a character at least")
+    if len(text) > MAX_NAME:
+        raise EventRefused(f"{what} has {len(text)} characters: allowed are {MAX_NAME}; put long text into data")
+    if _CONTROL.search(text):
+        raise EventRefused(f"{what} {text[:80]!r} holds a control character or a lone surrogate")
+    return text
+
+
+def _member(name: str, value: Extension) -> bytes:
+    return b',"%b":%b' % (name.encode(), values.encode(value))
+
+
+# Lines
+
+
+class Encoder:
+    """Makes parts (see batch.py) for one machine and service. Remembers what is the same from event to event."""
+
+    __slots__ = ("_heads", "_machine", "_own_heads", "_second", "on_repr", "reprs", "source")
+
+    _REMEMBERED = 1024
+
+    def __init__(self, machine: str, service: str) -> None:
+        self.source = f"/{machine}/{service}"
+        _check_text("service", service)
+        self._machine = _member("machine", machine)
+        self._heads: dict[tuple[str, str | None], bytes] = {}
+        self._own_heads: dict[str, bytes] = {}
+        self._second = (-1, b"")
+        self.reprs = 0
+        self.on_repr = self._count_repr
+
+    def event(
+        self,
+        type: str,
+        data: Any,
+        ns: int,
+        *,
+        source: str | None = None,
+        subject: str | None = None,
+        ipc_hash: str | None = None,
+        traceparent: bytes = b"",
+        extensions: Mapping[str, Extension] | None = None,
+    ) -> tuple[str, bytes]:
+        """Give id and part of an event that happened at `ns`.
+
+        `traceparent` is the encoded member or members. The payload is copied: later changes to it do not count.
+        Raises `EventRefused` if a name, the size or the depth is not allowed.
+        """
+        head = self._heads.get((type, source)) or self._head(type, source)
+        id = event_id(ns)
+        tail = self._machine
+        if subject is not None:
+            tail = _member("subject", _check_text("subject", subject)) + tail
+        if ipc_hash is not None:
+            tail += _member("ipchash", _check_text("ipc_hash", ipc_hash))
+        tail += traceparent
+        if extensions:
+            check_extensions(extensions)
+            for name, value in extensions.items():
+                tail += _member(name, value)
+        payload = b"" if data is None else b',"data":' + self._payload(data)
+        return id, self._sized(
+            b"".join((b'{"specversion":"1.0","id":"', id.encode(), head, self._time(ns), b'"', tail, payload))
+        )
+
+    def draft(self, draft: Draft, ns: int, *, reserved: bool = False) -> tuple[str, bytes]:
+        """Give id and part of a draft; `ns` is the time of append, used where the draft's own is no instant.
+
+        `reserved` allows otledger's own types and marks. Raises `EventRefused`.
+        """
+        when = parse_time(draft.time) if isinstance(draft.time, str) else draft.time
+        time = format_time(when if isinstance(when, int) and not isinstance(when, bool) else ns)
+        id = event_id(ns) if draft.id is None else _check_text("id", draft.id)
+        type = _check_text("type", draft.type) if reserved else check_type(draft.type)
+        check_extensions(draft.extensions)
+        members: list[bytes] = [
+            b'{"specversion":"1.0"',
+            _member("id", id),
+            _member("source", _check_text("source", self.source if draft.source is None else draft.source)),
+            _member("type", type),
+            _member("time", time),
+        ]
+        for name in ("datacontenttype", "dataschema", "subject"):
+            value = getattr(draft, name)
+            if value is not None:
+                members.append(_member(name, _check_text(name, value)))
+        members.append(self._machine)
+        for name, value in (
+            ("ipchash", draft.ipc_hash),
+            ("traceparent", draft.traceparent),
+            ("tracestate", draft.tracestate or None),
+        ):
+            if value is not None:
+                members.append(_member(name, _check_text(name, value)))
+        members += [_member(name, value) for name, value in draft.extensions.items()]
+        for name, value in draft.marks.items():
+            if not _EXTENSION_NAME.fullmatch(name) or not name.startswith(RESERVED_PREFIXES):
+                raise EventRefused(f"mark {name!r}: at most 20 of a-z and 0-9, beginning with 'otl' or 'orig'")
+            members.append(_member(name, value))
+        if draft.data is not None:
+            members.append(b',"data":' + self._payload(draft.data))
+        return id, self._sized(b"".join(members))
+
+    def telemetry(self, type: str, ns: int, payload: bytes, trace: bytes) -> bytes:
+        """Give the part of one of otledger's own records, whose payload is JSON already."""
+        head = self._own_heads.get(type)
+        if head is None:
+            head = self._own_heads[type] = self._make_head(type, self.source)
+        id = event_id(ns).encode()
+        return b"".join(
+            (
+                b'{"specversion":"1.0","id":"', id, head, self._time(ns), b'"', self._machine, trace,
+                b',"data":', payload,
+            )
+        )  # fmt: skip
+
+    def _count_repr(self) -> None:
+        self.reprs += 1
+
+    def _payload(self, data: Any) -> bytes:
+        try:
+            return values.encode(data, on_repr=self.on_repr)
+        except values.TooDeep as error:
+            raise EventRefused(f"data cannot be stored: {error}") from None
+
+    def _sized(self, part: bytes) -> bytes:
+        if len(part) > MAX_LINE - STAMP_ROOM:
+            raise EventRefused(
+                f"the event has {len(part):,} bytes as JSON: a line has at most {MAX_LINE:,};"
+                " store the payload elsewhere and its hash here"
+            )
+        return part
+
+    def _head(self, type: str, source: str | None) -> bytes:
+        where = self.source if source is None else _check_text("source", source)
+        head = self._make_head(check_type(type), where)
+        if len(self._heads) >= self._REMEMBERED:
+            self._heads.clear()
+        self._heads[type, source] = head
+        return head
+
+    @staticmethod
+    def _make_head(type: str, source: str) -> bytes:
+        return b'"' + _member("source", source) + _member("type", type) + b',"time":"'
+
+    def _time(self, ns: int) -> bytes:
+        # One attribute, so that threads never see the number of one second and the text of another.
+        second, text = self._second
+        if second != ns // 1_000_000_000:
+            second = ns // 1_000_000_000
+            text = format_time(ns)[:20].encode()
+            self._second = second, text
+        return b"%b%09dZ" % (text, ns % 1_000_000_000)
+
+
+def now_ns() -> int:
+    """Give the time, in nanoseconds since the epoch."""
+    return _time.time_ns()

@@ -1,0 +1,253 @@
+"""What a writer finds when it opens a partition, and what is to be done about it (format, 6).
+
+Only reads. The journal acts on what is returned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from otledger.batch import ZEROS, Tail, check_line
+from otledger.lock import State
+from otledger.segment import (
+    CHECKPOINT_TYPE,
+    Chain,
+    ChainCheck,
+    Piece,
+    SegmentName,
+    control_data,
+    file_size,
+    find_back,
+    is_foreign,
+    last_line,
+    lines,
+    open_segment,
+)
+
+Kind = Literal["residue", "damage", "fork", "foreign"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record ends: what comes next has this `seq` and `prev`."""
+
+    segment: SegmentName
+    offset: int
+    seq: int
+    prev: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The first bad place that the check met.
+
+    `residue` is what a crash leaves, and is cut off. `damage` was durable before, `fork` is a right line whose
+    number or predecessor is another's, `foreign` is somebody else's line: these stay where they are.
+    """
+
+    kind: Kind
+    segment: SegmentName
+    offset: int
+    seq: int
+    reason: str
+    records: tuple[int, int] | None = None
+    """First and last `seq` of the whole right lines behind the place that are set aside with it."""
+
+    def __str__(self) -> str:
+        return f"{self.segment}, offset {self.offset}, seq {self.seq}: {self.kind}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The end of the partition, and what is wrong before it."""
+
+    place: Place | None
+    finding: Finding | None
+    checkpoint_size: int = 0
+    checkpoint_seq: int = -1
+
+
+def inspect(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Inspection:
+    """Check everything that may have been left unfinished, and give where the partition ends.
+
+    With the `.lock` state of this boot that is what stands beyond the acknowledged end; without it, all from
+    the record `size` of the last valid checkpoint on, in earlier segments too.
+    """
+    if not chain.pieces:
+        if state is not None and state.seq:
+            return _lost(state, f"{state.segment} is missing, with {state.seq} acknowledged records")
+        return Inspection(None, None)
+    if state is not None:
+        mismatch = _mismatch(dir_fd, path, chain, state)
+        if mismatch:
+            return _lost(state, mismatch)
+        start = Place(_name(state.segment), state.acked, state.seq, state.head.encode() or ZEROS)
+        found = _check_from(dir_fd, path, chain, start, synced=state.synced_seq)
+        return Inspection(found.place, found.finding, state.checkpoint_size, state.checkpoint_seq)
+    anchor, checkpoint = find_anchor(dir_fd, path, chain)
+    found = _check_from(dir_fd, path, chain, anchor, synced=checkpoint[0])
+    return Inspection(found.place, found.finding, *checkpoint)
+
+
+def find_anchor(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int, int]]:
+    """Give where checking must begin, and (`size`, `seq`) of the last valid checkpoint; (0, -1) without one."""
+    for at in range(len(chain.pieces) - 1, -1, -1):
+        piece = chain.pieces[at]
+        for offset, tail, size, head in _checkpoints(dir_fd, path, piece):
+            place = _locate(dir_fd, path, chain, at, offset, size - 1, head)
+            if place is not None:
+                return place, (size, tail.seq)
+    first = chain.pieces[0]
+    return Place(first.name, 0, first.header.seq if first.header else 0, ZEROS), (0, -1)
+
+
+def _checkpoints(dir_fd: int, path: Path, piece: Piece) -> Iterator[tuple[int, Tail, int, bytes]]:
+    fd = open_segment(dir_fd, piece.name, shown=path)
+    try:
+        end = file_size(fd) if piece.size is None else min(piece.size, file_size(fd))
+        for offset, line in find_back(fd, b'"type":"' + CHECKPOINT_TYPE.encode() + b'"', end):
+            tail, data = check_line(line), control_data(line, CHECKPOINT_TYPE)
+            if tail is None or data is None:
+                continue
+            size, head = data.get("size"), data.get("head")
+            if isinstance(size, int) and isinstance(head, str) and 0 < size <= tail.seq:
+                yield offset, tail, size, head.encode()
+    finally:
+        os.close(fd)
+
+
+def _locate(dir_fd: int, path: Path, chain: Chain, at: int, before: int, seq: int, head: bytes) -> Place | None:
+    """Give the end of the record with this `seq` and checksum, searched backwards from a checkpoint."""
+    for piece in reversed(chain.pieces[: at + 1]):
+        fd = open_segment(dir_fd, piece.name, shown=path)
+        try:
+            end = before if piece is chain.pieces[at] else (file_size(fd) if piece.size is None else piece.size)
+            for offset, line in find_back(fd, b',"seq":%d,"prev":"' % seq, end):
+                tail = check_line(line)
+                if tail is not None and tail.seq == seq:
+                    good = tail.checksum == head
+                    return Place(piece.name, offset + len(line), seq + 1, head) if good else None
+        finally:
+            os.close(fd)
+    return None
+
+
+def _mismatch(dir_fd: int, path: Path, chain: Chain, state: State) -> str | None:
+    """Tell in which way the files do not hold what was acknowledged in this boot."""
+    piece = next((p for p in chain.pieces if str(p.name) == state.segment), None)
+    if piece is None:
+        return f"{state.segment} is missing, with acknowledged records"
+    if piece.size is not None and piece.size < state.acked:
+        return f"{state.segment} was capped at {piece.size} bytes, and {state.acked} are acknowledged"
+    fd = open_segment(dir_fd, piece.name, shown=path)
+    try:
+        if file_size(fd) < state.acked:
+            return f"{state.segment} has {file_size(fd)} bytes, and {state.acked} are acknowledged"
+        _, line = last_line(fd, state.acked)
+        tail = check_line(line)
+        if tail is None or tail.seq + 1 != state.seq or tail.checksum.decode() != state.head:
+            return f"the last acknowledged record, seq {state.seq - 1}, is not where it was written"
+    finally:
+        os.close(fd)
+    return None
+
+
+def _lost(state: State, reason: str) -> Inspection:
+    segment = _name(state.segment)
+    place = Place(segment, state.acked, state.seq, state.head.encode() or ZEROS)
+    return Inspection(
+        place,
+        Finding("damage", segment, state.acked, state.seq, reason),
+        state.checkpoint_size,
+        state.checkpoint_seq,
+    )
+
+
+def _name(text: str) -> SegmentName:
+    name = SegmentName.parse(text)
+    assert name is not None, text
+    return name
+
+
+def _check_from(dir_fd: int, path: Path, chain: Chain, start: Place, *, synced: int) -> Inspection:
+    walk = _Walk(start, synced)
+    begin = [piece.name for piece in chain.pieces].index(start.segment)
+    for piece in chain.pieces[begin:]:
+        fd = open_segment(dir_fd, piece.name, shown=path)
+        try:
+            walk.enter(piece)
+            for offset, line in lines(fd, start.offset if piece.name == start.segment else 0, piece.size):
+                walk.take(offset, line)
+        finally:
+            os.close(fd)
+    return walk.result()
+
+
+class _Walk:
+    """Goes over lines, remembers where the chain ends and the first thing that does not belong to it."""
+
+    def __init__(self, start: Place, synced: int) -> None:
+        self.check = ChainCheck(start.seq, start.prev, synced)
+        self.place = start
+        self.piece: Piece | None = None
+        self.bad: Finding | None = None
+        self.kinds: set[Kind] = set()
+        self.behind: list[Place] = []
+        """First and last whole right line behind the bad place with a number that is not taken."""
+
+    def enter(self, piece: Piece) -> None:
+        self.piece = piece
+        if piece.name > self.place.segment:
+            if piece.header is not None and piece.header.seq == 0:
+                # A new chain: its numbers begin again.
+                self.check.seq, self.check.prev = 0, ZEROS
+            self.place = Place(piece.name, 0, self.check.seq, self.check.prev)
+
+    def take(self, offset: int, line: bytes) -> None:
+        assert self.piece is not None
+        due = self.check.seq
+        got = self.check.take(line)
+        if isinstance(got, Tail):
+            self.place = Place(self.piece.name, offset + len(line), self.check.seq, self.check.prev)
+            if self.bad is not None:
+                self.kinds.add("damage")
+            return
+        tail = check_line(line)
+        kind: Kind = "residue"
+        if tail is None:
+            if is_foreign(line):
+                kind = "foreign"
+        elif tail.seq <= due:
+            kind = "fork"
+        else:
+            end = Place(self.piece.name, offset + len(line), tail.seq + 1, tail.checksum)
+            self.behind = [*self.behind[:1], end]
+        self.kinds.add(kind)
+        if self.bad is None:
+            self.bad = Finding(kind, self.piece.name, offset, due, got)
+
+    def result(self) -> Inspection:
+        bad = self.bad
+        if bad is None:
+            return Inspection(self.place, None)
+        kind = bad.kind
+        if kind == "residue":
+            if bad.seq < self.check.synced or "damage" in self.kinds:
+                kind = "damage"
+            elif "fork" in self.kinds:
+                kind = "fork"
+            elif "foreign" in self.kinds:
+                kind = "foreign"
+        place = self.place
+        records = None
+        if self.behind:
+            if kind == "residue":
+                records = (self.behind[0].seq - 1, self.behind[-1].seq - 1)
+            elif self.behind[-1].seq > place.seq:
+                place = self.behind[-1]
+        finding = Finding(kind, bad.segment, bad.offset, bad.seq, bad.reason, records)
+        return Inspection(place, finding)

@@ -1,0 +1,629 @@
+"""Verifying that nothing in a ledger was changed, by the lines' bytes (format, 2, 3 and 5)."""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from otledger.batch import CHECKSUM_BYTES, MAX_LINE, ZEROS, check_line, checksum_of
+from otledger.errors import FormatError, RootError
+from otledger.lock import WIDTH, decode_state
+from otledger.recovery import find_anchor
+from otledger.segment import (
+    CHECKPOINT_TYPE,
+    LOCK_FILE,
+    QUARANTINE,
+    Chain,
+    Piece,
+    SegmentName,
+    control_data,
+    file_size,
+    find_back,
+    is_foreign,
+    last_line,
+    lines,
+    list_machines,
+    open_folder,
+    open_segment,
+    read_chain,
+)
+
+CHUNK = 64 << 20
+"""Bytes of a segment that are checked at a time, each chunk by one process."""
+MAX_FAULTS = 100
+"""How many faults of a machine are listed; the rest are counted."""
+_CONTROL = b'"type":"otledger.'
+
+
+class Status(enum.IntEnum):
+    """What `verify` found, from good to bad; the worst of a ledger's machines counts."""
+
+    OK = 0
+    """All records are there, unchanged, in their chain."""
+    UNSEALED_TAIL = 1
+    """Good, but the newest records stand under no signed checkpoint yet."""
+    RECOVERED = 2
+    """Good, and a crash or a failed disk left something that was set aside and written down."""
+    INCOMPLETE = 3
+    """What is there is good, and something that should be there is not, or cannot be proved."""
+    FORK = 4
+    """Two records claim the same place: two writers had one identity."""
+    TAMPERED = 5
+    """Something was changed, removed or put in."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of `otledger verify`."""
+        return {"OK": 0, "TAMPERED": 3, "FORK": 4, "INCOMPLETE": 5, "RECOVERED": 6, "UNSEALED_TAIL": 7}[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong. `offset` is in bytes; `seq` is the number that was due there, if known."""
+
+    status: Status
+    machine: str
+    file: str
+    offset: int
+    seq: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"{self.machine}/{self.file}" if self.file else self.machine
+        number = "" if self.seq is None else f", seq {self.seq}"
+        return f"{where}, offset {self.offset}{number}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReport:
+    """What was found in one machine's partition."""
+
+    machine: str
+    status: Status
+    records: int
+    bytes: int
+    head: str
+    """The checksum of the last record, without its prefix."""
+    recoveries: int
+    gaps: int
+    """How many records `otledger.gap` says were accepted and lost."""
+    faults: tuple[Fault, ...]
+    more_faults: int = 0
+    """How many more there are than `faults` lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found."""
+
+    status: Status
+    machines: tuple[MachineReport, ...]
+    seconds: float
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """All faults, the worst first, each kind in the order of the files."""
+        found = [fault for machine in self.machines for fault in machine.faults]
+        return tuple(sorted(found, key=lambda fault: -fault.status))
+
+    @property
+    def records(self) -> int:
+        """How many records were checked."""
+        return sum(machine.records for machine in self.machines)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes were checked."""
+        return sum(machine.bytes for machine in self.machines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the report as plain JSON values."""
+        from dataclasses import asdict
+
+        plain = asdict(self)
+        plain["status"] = str(self.status)
+        for machine in plain["machines"]:
+            machine["status"] = str(Status(machine["status"]))
+            for fault in machine["faults"]:
+                fault["status"] = str(Status(fault["status"]))
+        plain["records"], plain["bytes"] = self.records, self.bytes
+        return plain
+
+
+def verify(
+    root: str | Path,
+    *,
+    machines: Sequence[str] | None = None,
+    expect: Sequence[str] = (),
+    processes: int | None = None,
+    tail: bool = False,
+    deep: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Check every line's checksum, number and place in the chain, caps, checkpoints, and what was set aside.
+
+    `machines` limits it to these; `expect` names machines that must be there. `processes` is how many work
+    side by side, by default as many as pay. `tail` checks only what follows the last checkpoint. `deep` also
+    parses every line as JSON. `progress` is called with the bytes done and the bytes in all.
+    Takes the partition's lock shared for an instant, so that no batch is seen half written.
+    Raises `RootError` where there is no ledger, `FormatError` for a version of the format that is unknown.
+    """
+    began = time.perf_counter()
+    root = Path(root)
+    known = list_machines(root)
+    reports = []
+    names = known if machines is None else list(machines)
+    done = _Progress(root, [name for name in names if name in known], progress)
+    for name in sorted({*names, *expect}):
+        if name not in known:
+            fault = Fault(Status.INCOMPLETE, name, "", 0, None, "the machine's folder is missing")
+            reports.append(MachineReport(name, Status.INCOMPLETE, 0, 0, "", 0, 0, (fault,)))
+        else:
+            reports.append(_Partition(root / name, processes, deep, done).verify(tail=tail))
+    worst = max((report.status for report in reports), default=Status.OK)
+    return Report(worst, tuple(reports), time.perf_counter() - began)
+
+
+class _Progress:
+    """Adds up the bytes that are done."""
+
+    def __init__(self, root: Path, machines: Sequence[str], call: Callable[[int, int], None] | None) -> None:
+        self._call = call
+        self._done = 0
+        self._total = 0
+        if call is not None:
+            for machine in machines:
+                with os.scandir(root / machine) as entries:
+                    self._total += sum(e.stat().st_size for e in entries if SegmentName.parse(e.name))
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._call is not None:
+            self._call(min(self._done, self._total), self._total)
+
+
+# Chunks
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Bytes `start` to `end` of a file, and what they hold: the lines that begin in them."""
+
+    path: str
+    start: int
+    end: int
+    deep: bool = False
+    count: int = 0
+    first_seq: int = -1
+    first_prev: str = ""
+    first_offset: int = 0
+    last_seq: int = -1
+    last: str = ""
+    """Checksum of the last good line."""
+    stop: int = 0
+    """Where the last line ends."""
+    controls: list[tuple[int, str]] = field(default_factory=list)
+    """Offsets and lines of otledger's own records."""
+    bad: list[tuple[int, int, str, str]] = field(default_factory=list)
+    """Offset, the `seq` that was due, reason, and what kind of line: `torn`, `foreign`, `broken`, `fork`, `gap`,
+    `prev`, `json`."""
+    more_bad: int = 0
+
+
+def check_chunk(chunk: Chunk) -> Chunk:
+    """Fill in what the lines of a chunk hold. The first good line's `seq` and `prev` are taken as they are."""
+    fd = os.open(chunk.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, "rb", buffering=1 << 20) as file:
+        offset = chunk.start
+        if offset:
+            # A line that begins before the chunk is the business of the chunk before.
+            file.seek(offset - 1)
+            offset += len(file.readline()) - 1
+        _check_lines(chunk, iter(partial(file.readline, MAX_LINE + 1), b""), offset)
+    return chunk
+
+
+def _check_lines(chunk: Chunk, offered: Iterator[bytes], offset: int) -> None:
+    seq, prev = -1, b""
+    end, deep = chunk.end, chunk.deep
+    count = 0
+    digest = sha256
+    for line in offered:
+        if offset >= end:
+            break
+        checksum = digest(line[:-CHECKSUM_BYTES]).hexdigest().encode()
+        # One comparison checks number, place in the chain, checksum and the end of the line.
+        if line.endswith(b',"seq":%d,"prev":"%b","checksum":"sha256:%b"}\n' % (seq, prev, checksum)):
+            count += 1
+            seq += 1
+            prev = checksum
+            if _CONTROL in line:
+                chunk.controls.append((offset, line.decode("utf-8", "replace")))
+            if deep:
+                _check_json(chunk, offset, line, seq - 1)
+        else:
+            tail = check_line(line)
+            if tail is None:
+                if not line.endswith(b"\n") and offset + len(line) >= end:
+                    _bad(chunk, offset, seq, "the last line is torn", "torn")
+                else:
+                    reason = (
+                        "a line that is not otledger's" if is_foreign(line) else "the checksum does not fit the line"
+                    )
+                    _bad(chunk, offset, seq, reason, "foreign" if is_foreign(line) else "broken")
+            else:
+                known = seq >= 0
+                if not known:
+                    chunk.first_seq, chunk.first_prev, chunk.first_offset = tail.seq, tail.prev.decode(), offset
+                elif tail.seq < seq:
+                    _bad(chunk, offset, seq, f"seq is {tail.seq}, and {seq} is due", f"fork {tail.seq}")
+                    offset += len(line)
+                    continue
+                elif tail.seq > seq:
+                    # After a broken line the next one tells its number: the loss is told already.
+                    if not (chunk.bad and chunk.bad[-1][1] == seq):
+                        _bad(chunk, offset, seq, f"seq is {tail.seq}, and {seq} is due", "gap")
+                elif not (chunk.bad and chunk.bad[-1][1] == seq):
+                    _bad(chunk, offset, seq, f"prev of seq {seq} is not the checksum of the record before", "prev")
+                count += 1
+                seq, prev = tail.seq + 1, tail.checksum
+                if _CONTROL in line:
+                    chunk.controls.append((offset, line.decode("utf-8", "replace")))
+                if deep:
+                    _check_json(chunk, offset, line, tail.seq)
+        offset += len(line)
+    chunk.count, chunk.last_seq, chunk.last, chunk.stop = count, seq - 1, prev.decode(), offset
+
+
+def _bad(chunk: Chunk, offset: int, seq: int, reason: str, kind: str) -> None:
+    if len(chunk.bad) < MAX_FAULTS:
+        chunk.bad.append((offset, seq, reason, kind))
+    else:
+        chunk.more_bad += 1
+
+
+def _check_json(chunk: Chunk, offset: int, line: bytes, seq: int) -> None:
+    from otledger.strict import why_not_format
+
+    reason = why_not_format(line, Path(chunk.path).parent.name)
+    if reason is not None:
+        _bad(chunk, offset, seq, reason, "json")
+
+
+# One machine's partition
+
+
+class _Partition:
+    """Verifies one partition, and collects what it finds."""
+
+    def __init__(self, path: Path, processes: int | None, deep: bool, progress: _Progress) -> None:
+        self.path = path
+        self.machine = path.name
+        self.processes = processes
+        self.deep = deep
+        self.progress = progress
+        self.faults: list[Fault] = []
+        self.more = 0
+        self.records = 0
+        self.size = 0
+        self.recoveries = 0
+        self.gaps = 0
+        self.status = Status.OK
+        self.seq = 0
+        self.prev = ZEROS.decode()
+
+    def verify(self, *, tail: bool) -> MachineReport:
+        self.dir_fd = open_folder(self.path)
+        try:
+            with _shared_lock(self.dir_fd) as state:
+                chain = read_chain(self.dir_fd, self.path)
+                sizes = {p.name: self._size(p.name) for p in chain.pieces}
+                newest = chain.newest
+            if not chain.chained:
+                self._unchained(chain, sizes)
+            elif chain.pieces:
+                self._counted(chain, sizes, tail)
+                self._excluded(chain, sizes)
+            elif newest is not None:
+                self._fault(Status.INCOMPLETE, str(newest), 0, 0, "no valid record in the segment")
+            if chain.chained:
+                self._acknowledged(chain, sizes, state)
+        finally:
+            os.close(self.dir_fd)
+        return self._report()
+
+    def _report(self) -> MachineReport:
+        return MachineReport(
+            self.machine,
+            self.status,
+            self.records,
+            self.size,
+            self.prev if self.records else "",
+            self.recoveries,
+            self.gaps,
+            tuple(self.faults),
+            self.more,
+        )
+
+    def _size(self, name: SegmentName) -> int:
+        fd = open_segment(self.dir_fd, name, shown=self.path)
+        try:
+            return file_size(fd)
+        finally:
+            os.close(fd)
+
+    def _fault(self, status: Status, file: str, offset: int, seq: int | None, reason: str) -> None:
+        self.status = max(self.status, status)
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(Fault(status, self.machine, file, offset, seq, reason))
+        else:
+            self.more += 1
+
+    # What counts
+
+    def _counted(self, chain: Chain, sizes: dict[SegmentName, int], tail: bool) -> None:
+        pieces = list(chain.pieces)
+        begin = 0
+        if tail:
+            place, _ = find_anchor(self.dir_fd, self.path, chain)
+            pieces = [piece for piece in pieces if piece.name >= place.segment]
+            begin, self.seq, self.prev = place.offset, place.seq, place.prev.decode()
+        elif pieces[0].header is None or pieces[0].header.seq != 0:
+            self._missing_start(chain, pieces[0])
+        for name in chain.missing:
+            self._fault(Status.INCOMPLETE, name, 0, None, "a segment that its successor names is missing")
+        jobs: list[tuple[Piece, Chunk]] = []
+        for piece in pieces:
+            end = sizes[piece.name] if piece.size is None else piece.size
+            if sizes[piece.name] < end:
+                reason = f"the segment has {sizes[piece.name]} bytes, and its successor says {end}"
+                self._fault(Status.TAMPERED, str(piece.name), sizes[piece.name], None, reason)
+                end = sizes[piece.name]
+            start = begin if piece is pieces[0] else 0
+            path = str(self.path / str(piece.name))
+            jobs += [(piece, Chunk(path, at, min(at + CHUNK, end), self.deep)) for at in range(start, end, CHUNK)]
+        for (piece, _), chunk in zip(jobs, self._run([chunk for _, chunk in jobs]), strict=True):
+            self._stitch(piece, chunk, last=piece is pieces[-1], whole=not tail)
+            self.progress.add(chunk.end - chunk.start)
+
+    def _missing_start(self, chain: Chain, first: Piece) -> None:
+        header = first.header
+        if header is None:
+            return
+        # The chain's own numbers tell what is missing before it; the rest can still be checked.
+        self.seq = header.seq
+        fd = open_segment(self.dir_fd, first.name, shown=self.path)
+        try:
+            for _, line in lines(fd):
+                tail = check_line(line)
+                self.prev = tail.prev.decode() if tail is not None else self.prev
+                break
+        finally:
+            os.close(fd)
+        if not chain.missing:
+            self._fault(Status.INCOMPLETE, str(first.name), 0, 0, f"records 0 to {header.seq - 1} are missing")
+
+    def _run(self, chunks: list[Chunk]) -> Iterator[Chunk]:
+        total = sum(chunk.end - chunk.start for chunk in chunks)
+        wanted = self.processes
+        if wanted is None:
+            wanted = min(os.cpu_count() or 1, 1 + total // (2 * CHUNK))
+        if wanted > 1 and len(chunks) > 1:
+            from otledger.workers import check_chunks
+
+            yield from check_chunks(chunks, wanted)
+        else:
+            yield from map(check_chunk, chunks)
+
+    def _stitch(self, piece: Piece, chunk: Chunk, *, last: bool, whole: bool) -> None:
+        """Hold a chunk's first line against the line before it, and go on from its last."""
+        file = str(piece.name)
+        self.size += max(0, chunk.stop - chunk.start)
+        self.records += chunk.count
+        self.more += chunk.more_bad
+        header = piece.header
+        if chunk.start == 0 and header is not None and header.seq == 0 and self.seq != 0:
+            self.seq, self.prev = 0, ZEROS.decode()
+        first_is_bad = bool(chunk.bad) and chunk.bad[0][0] <= chunk.first_offset
+        if chunk.count and not first_is_bad:
+            self._join(file, chunk)
+        for offset, due, reason, kind in chunk.bad:
+            self._bad_line(file, offset, due if due >= 0 else self.seq, reason, kind, last=last)
+        if chunk.start == 0 and header is None and chunk.count:
+            self._fault(Status.TAMPERED, file, 0, None, "the segment does not begin with its header")
+        if chunk.count:
+            self.seq, self.prev = chunk.last_seq + 1, chunk.last
+        for offset, line in chunk.controls:
+            self._control(piece, offset, line.encode(), whole)
+
+    def _join(self, file: str, chunk: Chunk) -> None:
+        if chunk.first_seq == self.seq and chunk.first_prev == self.prev:
+            return
+        if chunk.first_seq == self.seq:
+            reason = f"prev of seq {self.seq} is not the checksum of the record before"
+            self._fault(Status.TAMPERED, file, chunk.first_offset, self.seq, reason)
+        else:
+            kind = f"fork {chunk.first_seq}" if chunk.first_seq < self.seq else "gap"
+            reason = f"seq is {chunk.first_seq}, and {self.seq} is due"
+            self._bad_line(file, chunk.first_offset, self.seq, reason, kind, last=False)
+
+    def _bad_line(self, file: str, offset: int, due: int, reason: str, kind: str, *, last: bool) -> None:
+        status = Status.TAMPERED
+        if kind == "torn" and last:
+            status = Status.INCOMPLETE
+            reason += "; the next writer sets its bytes aside"
+        elif kind.startswith("fork ") and self._other_record(file, offset, int(kind.split()[1])):
+            status = Status.FORK
+            reason += ", and another record has that number"
+        self._fault(status, file, offset, due, reason)
+
+    def _other_record(self, file: str, before: int, seq: int) -> bool:
+        """Tell whether a different record with this `seq` stands earlier in the file: not the same line twice."""
+        fd = open_segment(self.dir_fd, file, shown=self.path)
+        try:
+            mine = next((line for _, line in lines(fd, before)), b"")
+            for _, line in find_back(fd, b',"seq":%d,"prev":"' % seq, before):
+                tail = check_line(line)
+                if tail is not None and tail.seq == seq:
+                    return checksum_of(mine) != tail.checksum
+        finally:
+            os.close(fd)
+        return False
+
+    # Control records
+
+    def _control(self, piece: Piece, offset: int, line: bytes, whole: bool) -> None:
+        file = str(piece.name)
+        recovery = control_data(line, "otledger.recovery")
+        if recovery is not None:
+            self.recoveries += 1
+            self.status = max(self.status, Status.RECOVERED)
+            self._quarantined(file, offset, recovery)
+            return
+        gap = control_data(line, "otledger.gap")
+        if gap is not None:
+            count = gap.get("count")
+            self.gaps += count if isinstance(count, int) else 0
+            return
+        checkpoint = control_data(line, CHECKPOINT_TYPE)
+        if checkpoint is not None and whole:
+            self._checkpoint(piece, offset, line, checkpoint)
+        elif piece.header is not None and piece.header.reason == "fault" and offset == 0:
+            self.status = max(self.status, Status.RECOVERED)
+
+    def _quarantined(self, file: str, offset: int, recovery: dict[str, Any]) -> None:
+        name = str(recovery.get("quarantine"))
+        try:
+            if "/" in name:
+                raise OSError
+            content = (self.path / QUARANTINE / name).read_bytes()
+        except OSError:
+            self._fault(Status.INCOMPLETE, file, offset, None, f"{QUARANTINE}/{name} is missing, or cannot be read")
+            return
+        if not name.endswith(sha256(content).hexdigest()[:16]) or len(content) != recovery.get("bytes"):
+            self._fault(Status.TAMPERED, f"{QUARANTINE}/{name}", 0, None, "the bytes set aside were changed")
+
+    def _checkpoint(self, piece: Piece, offset: int, line: bytes, data: dict[str, Any]) -> None:
+        tail = check_line(line)
+        size, head = data.get("size"), data.get("head")
+        if tail is None or not isinstance(size, int) or not isinstance(head, str):
+            return
+        found = tail.prev.decode() if size == tail.seq else self._checksum_of(piece, offset, size - 1)
+        if found != head:
+            reason = f"the checkpoint over {size} records names another head than the records have"
+            self._fault(Status.TAMPERED, str(piece.name), offset, tail.seq, reason)
+
+    def _checksum_of(self, piece: Piece, before: int, seq: int) -> str | None:
+        chain = read_chain(self.dir_fd, self.path)
+        for other in reversed([p for p in chain.pieces if p.name <= piece.name]):
+            fd = open_segment(self.dir_fd, other.name, shown=self.path)
+            try:
+                end = before if other.name == piece.name else (file_size(fd) if other.size is None else other.size)
+                for _, line in find_back(fd, b',"seq":%d,"prev":"' % seq, end):
+                    tail = check_line(line)
+                    if tail is not None and tail.seq == seq:
+                        return tail.checksum.decode()
+            finally:
+                os.close(fd)
+        return None
+
+    # What does not count
+
+    def _excluded(self, chain: Chain, sizes: dict[SegmentName, int]) -> None:
+        """Read what caps leave out: records that were durable, or claimed a place, must not be there."""
+        reasons = {piece.header.previous: piece.header.reason for piece in chain.pieces if piece.header is not None}
+        for piece in chain.pieces:
+            if piece.size is not None and piece.size < sizes[piece.name]:
+                self._excluded_bytes(piece.name, piece.size, reasons.get(str(piece.name), ""))
+        for name in chain.skipped:
+            self._excluded_bytes(name, 0, "fault")
+        if any(reason == "fault" for reason in reasons.values()):
+            self.status = max(self.status, Status.RECOVERED)
+
+    def _excluded_bytes(self, name: SegmentName, start: int, reason: str) -> None:
+        first: int | None = None
+        fd = open_segment(self.dir_fd, name, shown=self.path)
+        try:
+            for offset, line in lines(fd, start):
+                tail = check_line(line)
+                if tail is None:
+                    if reason == "damage" and is_foreign(line):
+                        self._fault(Status.TAMPERED, str(name), offset, None, "a line that is not otledger's")
+                    continue
+                if reason == "damage":
+                    why = f"a record with seq {tail.seq} beyond the segment's end, and another has that number"
+                    self._fault(Status.FORK, str(name), offset, tail.seq, why)
+                elif first is not None and (tail.synced or 0) > first:
+                    why = "records that were durable stand beyond the end that the next segment names"
+                    self._fault(Status.TAMPERED, str(name), offset, first, why)
+                    return
+                first = tail.seq if first is None else first
+        finally:
+            os.close(fd)
+
+    def _acknowledged(self, chain: Chain, sizes: dict[SegmentName, int], state: Any) -> None:
+        """Hold the files against what the writers of this boot acknowledged."""
+        if state is None or not state.seq or state.state != "idle":
+            return
+        name = SegmentName.parse(state.segment)
+        if name not in sizes or sizes[name] < state.acked:
+            there = sizes.get(name, 0) if name is not None else 0
+            reason = f"{state.acked} bytes were acknowledged, and {there} are there"
+            self._fault(Status.TAMPERED, state.segment, there, None, reason)
+            return
+        fd = open_segment(self.dir_fd, name, shown=self.path)
+        try:
+            offset, line = last_line(fd, state.acked)
+        finally:
+            os.close(fd)
+        if checksum_of(line).decode("ascii", "replace") != state.head:
+            reason = "the last acknowledged record is not the one that was written"
+            self._fault(Status.TAMPERED, state.segment, offset, state.seq - 1, reason)
+
+    def _unchained(self, chain: Chain, sizes: dict[SegmentName, int]) -> None:
+        for piece in chain.pieces:
+            fd = open_segment(self.dir_fd, piece.name, shown=self.path)
+            try:
+                self.records += sum(1 for _ in lines(fd))
+            finally:
+                os.close(fd)
+            self.size += sizes[piece.name]
+            self.progress.add(sizes[piece.name])
+        reason = "written by evledger, without checksums: nothing can be proved; see otledger import evledger"
+        self._fault(Status.INCOMPLETE, "", 0, None, reason)
+
+
+@contextmanager
+def _shared_lock(dir_fd: int) -> Iterator[Any]:
+    """Hold the lock shared, so that no batch is half written, and give its state; after a second go without."""
+    try:
+        fd = os.open(LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+    except OSError:
+        yield None
+        return
+    try:
+        locked = False
+        for _ in range(200):
+            with suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                locked = True
+                break
+            time.sleep(0.005)
+        yield decode_state(os.pread(fd, WIDTH, 0)) if locked else None
+    finally:
+        os.close(fd)
+
+
+__all__ = ["Fault", "FormatError", "MachineReport", "Report", "RootError", "Status", "verify"]

@@ -1,0 +1,675 @@
+"""The queue in front of a journal, and the thread that drains it.
+
+Every writing, syncing and waiting for the lock happens in that thread, so that a disk that hangs delays nobody
+but those who wait for it. All ledgers of a process on one root and machine share one writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import orjson
+
+from otledger.config import Config
+from otledger.errors import JournalError, LedgerClosed, LedgerError, LockTimeout, LowSpace, QueueFull
+from otledger.folder import check_root
+from otledger.journal import GROUP, Ack, Batch, Journal, Receipt, Resource
+from otledger.record import format_time, now_ns
+from otledger.segment import LOCK_FILE
+
+log = logging.getLogger("otledger")
+
+BATCH_RECORDS = 8192
+"""How many records one holding of the lock writes: other processes wait for it."""
+LOW_WATER = 0.75
+"""Who waits for a place in the queue goes on when it is filled to less than this."""
+SPACE_INTERVAL = 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+"""Seconds between two tries after a failed write: doubled from the first to the longest."""
+
+_BUSY, _LINGERING, _IDLE = range(3)
+
+Outcome = Receipt | BaseException | None
+
+
+class Waiter(Protocol):
+    """A future of asyncio or of concurrent.futures."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+class OpenSpan(Protocol):
+    """A span that may still be open when its batch is written."""
+
+    def start_part(self) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the ledger is. Counts are of records since this process opened it, sizes are bytes."""
+
+    state: str
+    """`ok`, `failing` (writes fail and are tried again), `blocked` (the disk or the lock hangs), `low space`,
+    `closed`."""
+    queued_records: int
+    queued_bytes: int
+    accepted: int
+    written: int
+    """At least with the operating system."""
+    durable: int
+    """As durable as configured."""
+    dropped: int
+    """Accepted or refused, and lost: written down as `otledger.gap`."""
+    invalid: int
+    """Stored, although the payload does not fit its schema."""
+    errors: int
+    """Errors of processors and of the journal."""
+    last_error: str | None
+
+
+@dataclass(slots=True)
+class _Gap:
+    count: int
+    first: int
+    last: int
+
+
+class Writer:
+    """Owns a journal, a bounded queue and a daemon thread, which is started by the first record."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.journal = Journal(config=config)
+        self.invalid = 0
+        self.errors = 0
+        self.last_error: str | None = None
+        self.listeners: list[Callable[[BaseException], None]] = []
+        self.users = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        """Have an empty queue and no thread: at the beginning, and in a forked child."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._thread: threading.Thread | None = None
+        # Owned by _lock from here on.
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._spans: list[OpenSpan] = []
+        self._waiters: list[tuple[int, str, Any]] = []
+        self._resources: dict[str, Resource] = {}
+        self._room: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._gaps: dict[str, _Gap] = {}
+        self._asleep = _BUSY
+        self._flushing = False
+        self._closing = False
+        self._closed = False
+        self._in_flight_records = 0
+        self._in_flight_bytes = 0
+        self.full = False
+        """No place for another record, or new ones are refused."""
+        # Owned by the thread, read by others.
+        self._retry: Batch | None = None
+        self._failing = False
+        self._pause = FIRST_PAUSE
+        self._current: list[tuple[int, str, Any]] = []
+        self._watch: threading.Thread | None = None
+        self._refusing: LowSpace | None = None
+        self._space_checked = 0.0
+        self._synced = time.monotonic()
+        self._unsynced = False
+        self._busy_since = 0.0
+        self._accepted = self._written = self._durable = self._dropped = 0
+
+    # For callers, from any thread
+
+    def open(self) -> None:
+        """Open the journal now, for its errors. Those of a disk that may recover are only noted."""
+        try:
+            self.journal.open()
+        except JournalError as error:
+            if self.config.strict:
+                raise
+            self._note(error)
+        self._check_space()
+
+    def put(self, part: bytes, waiter: Any = None, id: str = "") -> None:
+        """Queue a part. `waiter` gets a `Receipt` or an error. Raises `LedgerClosed`."""
+        with self._lock:
+            if self._closed:
+                raise LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
+            parts = self._parts
+            parts.append(part)
+            self._bytes += len(part)
+            self._accepted += 1
+            if (
+                len(parts) + self._in_flight_records >= self.config.queue_records
+                or self._bytes + self._in_flight_bytes >= self.config.queue_bytes
+            ):
+                self.full = True
+            if waiter is not None:
+                self._waiters.append((len(parts) - 1, id, waiter))
+                self._rouse()
+            elif self._asleep and (self._asleep == _IDLE or self._bytes >= GROUP):
+                self._rouse()
+
+    def put_span(self, span: OpenSpan) -> None:
+        """Have the start of `span` recorded if it is still open when the next batch is written."""
+        with self._lock:
+            if self._closed:
+                raise LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
+            self._spans.append(span)
+            if self._asleep == _IDLE:
+                self._rouse()
+
+    def use(self, resource: Resource) -> None:
+        """Have `resource` stored in each segment before what is queued from now on."""
+        with self._lock:
+            self._resources[resource.digest] = resource
+
+    def wait_for_all(self, waiter: Any) -> None:
+        """Have `waiter` get None when everything queued so far is durable, or the error that keeps it."""
+        with self._lock:
+            if self._closed or not (self._parts or self._spans or self._gaps or self._in_flight_records or self._retry):
+                waiter.set_result(None)
+                return
+            self._waiters.append((len(self._parts) - 1, "", waiter))
+            self._rouse()
+
+    def wait_for_room(self) -> asyncio.Future[None]:
+        """Give a future of the running loop that is done when the queue has a place again."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        with self._lock:
+            if self.full and not self._closed:
+                self._room.append((loop, future))
+                self._rouse()
+            else:
+                future.set_result(None)
+        return future
+
+    def block_for_room(self, timeout: float) -> None:
+        """Wait, in a thread without a loop, until the queue has a place again. Raises `QueueFull`."""
+        deadline = time.monotonic() + timeout
+        while self.full and not self._closed and self._refusing is None:
+            if time.monotonic() >= deadline:
+                raise self.queue_full(timeout)
+            with self._lock:
+                self._rouse()
+            time.sleep(0.001)
+
+    def refuse(self) -> None:
+        """Raise `LowSpace`, and count the event, while there is too little space."""
+        error = self._refusing
+        if error is not None:
+            self.drop("little space")
+            raise error
+
+    def raise_failure(self) -> None:
+        """Raise the journal's error while writing fails, for who asked for that."""
+        if self._failing and self.config.raise_errors and self.last_error is not None:
+            raise JournalError(self.last_error)
+
+    def queue_full(self, waited: float) -> QueueFull:
+        """Give the error for a caller who waited `waited` seconds for a place."""
+        health = self.health()
+        why = (
+            self._why_blocked()
+            or (health.last_error if self._failing else None)
+            or "the disk is slower than the events"
+        )
+        return QueueFull(
+            f"the queue is full ({health.queued_records:,} records, {health.queued_bytes:,} bytes), and had no place"
+            f" for {waited:g} s: {why}; see queue_records, queue_bytes, queue_policy"
+        )
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count records that are lost; an `otledger.gap` record says so."""
+        now = now_ns()
+        with self._lock:
+            gap = self._gaps.setdefault(reason, _Gap(0, now, now))
+            gap.count += count
+            gap.last = now
+            self._dropped += count
+            if self._asleep == _IDLE:
+                self._rouse()
+
+    def health(self) -> Health:
+        """Give how the writer is at this moment."""
+        state = "ok"
+        if self._closed:
+            state = "closed"
+        elif self._why_blocked():
+            state = "blocked"
+        elif self._failing:
+            state = "failing"
+        elif self._refusing:
+            state = "low space"
+        with self._lock:
+            return Health(
+                state=state,
+                queued_records=len(self._parts) + self._in_flight_records,
+                queued_bytes=self._bytes + self._in_flight_bytes,
+                accepted=self._accepted,
+                written=self._written,
+                durable=self._durable,
+                dropped=self._dropped,
+                invalid=self.invalid,
+                errors=self.errors,
+                last_error=self.last_error,
+            )
+
+    def close(self, timeout: float) -> int:
+        """Write what is queued, for at most `timeout` seconds, and close. Gives how many records were left."""
+        with self._lock:
+            if self._closed:
+                return 0
+            self._closing = True
+            thread = self._thread
+            if thread is not None:
+                self._wake.notify()
+        if thread is None:
+            self.journal.close()
+        else:
+            thread.join(timeout)
+        with self._lock:
+            self._closed = True
+            left = len(self._parts) + self._in_flight_records
+            waiters: list[tuple[Any, Outcome]] = [(waiter, self._closed_error()) for _, _, waiter in self._waiters]
+            self._waiters = []
+            rooms, self._room = self._room, []
+        _deliver(waiters)
+        _wake_rooms(rooms)
+        if left:
+            log.critical("%s: closed with %d records unwritten: %s", self.journal.path, left, self.last_error)
+        return left
+
+    def _closed_error(self) -> LedgerClosed:
+        return LedgerClosed("the ledger was closed before this record was written")
+
+    def after_fork(self) -> None:
+        """Have, in a forked child, a queue, a lock and descriptors of its own, and no record of the parent."""
+        closed = self._closed
+        self.journal.after_fork()
+        self._reset()
+        self._closed = closed
+
+    # The thread
+
+    def _rouse(self) -> None:
+        """Under _lock: have the thread look at the queue, started if need be."""
+        if self._thread is None or self._pid != os.getpid():
+            self._start()
+        elif self._asleep:
+            self._wake.notify()
+
+    def _start(self) -> None:
+        if self._pid != os.getpid():
+            # A fork that ran no hooks: the lock is held by this very thread, the queue is the parent's.
+            last, waiters = self._parts[-1:], self._waiters[-1:]
+            self.journal.after_fork()
+            lock, wake = self._lock, self._wake
+            self._reset()
+            self._lock, self._wake = lock, wake
+            self._parts = last
+            self._bytes = sum(map(len, last))
+            self._waiters = [(0, id, waiter) for _, id, waiter in waiters]
+        self._thread = threading.Thread(target=self._run, name=f"otledger-{self.config.machine}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                batch, waiters, spans = self._next()
+                if batch is None:
+                    break
+            self._process(batch, waiters, spans)
+        self.journal.close()
+
+    def _next(self) -> tuple[Batch | None, list[tuple[int, str, Any]], list[OpenSpan]]:
+        """Under _lock: wait for work, and take it off the queue. No batch: the end."""
+        while not (self._parts or self._spans or self._gaps or self._waiters or self._retry):
+            if self._closing:
+                return None, [], []
+            self._asleep = _IDLE
+            woken = self._wake.wait(self._idle_time())
+            self._asleep = _BUSY
+            if not woken:
+                return Batch((), {}), [], []
+        if self._retry is not None:
+            self._sleep(min(self._pause, 0.2) if self._closing else self._pause)
+        if self._closed:
+            return None, [], []
+        if self._retry is not None:
+            return self._retry, [], []
+        deadline = time.monotonic() + self.config.flush_interval
+        while not (self._waiters or self._bytes >= GROUP or self._closing or self._room):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._sleep(left)
+        return self._take()
+
+    def _sleep(self, seconds: float) -> None:
+        self._asleep = _LINGERING
+        self._wake.wait(seconds)
+        self._asleep = _BUSY
+
+    def _idle_time(self) -> float | None:
+        if self._refusing is not None:
+            return SPACE_INTERVAL
+        return max(0.0, self._synced + self.config.sync_interval - time.monotonic()) if self._unsynced else None
+
+    def _take(self) -> tuple[Batch, list[tuple[int, str, Any]], list[OpenSpan]]:
+        spans, self._spans = self._spans, []
+        gaps, self._gaps = self._gaps, {}
+        own = [self._gap_part(reason, gap) for reason, gap in gaps.items()]
+        taken = self._parts[:BATCH_RECORDS]
+        del self._parts[:BATCH_RECORDS]
+        # A waiter at -1 waits for all before it, when there was nothing of its own kind left.
+        now = [(at, id, waiter) for at, id, waiter in self._waiters if at < len(taken)]
+        self._waiters = [(at - len(taken), id, waiter) for at, id, waiter in self._waiters if at >= len(taken)]
+        size = sum(map(len, taken))
+        self._bytes -= size
+        self._in_flight_records, self._in_flight_bytes = len(taken), size
+        return Batch([*own, *taken], dict(self._resources)), [(at + len(own), id, w) for at, id, w in now], spans
+
+    def _gap_part(self, reason: str, gap: _Gap) -> bytes:
+        data = {
+            "count": gap.count,
+            "reason": reason,
+            "first": format_time(gap.first),
+            "last": format_time(gap.last),
+        }
+        return self.journal.encoder.telemetry("otledger.gap", now_ns(), orjson.dumps(data), b"")
+
+    def _process(self, batch: Batch, waiters: list[tuple[int, str, Any]], spans: list[OpenSpan]) -> None:
+        starts = self._start_parts(spans)
+        if starts:
+            batch = Batch([*starts, *batch.parts], batch.resources)
+            waiters = [(at + len(starts), id, waiter) for at, id, waiter in waiters]
+        if time.monotonic() - self._space_checked >= SPACE_INTERVAL:
+            self._check_space()
+        self._busy_since = time.monotonic()
+        self._current = waiters
+        error: BaseException | None = None
+        ack: Ack | None = None
+        try:
+            if batch.parts:
+                ack = self.journal.write(batch, on_wait=self._watch_lock)
+                error = ack.error
+                self._unsynced = self.config.durability == "os"
+            self._sync_if_due()
+        except Exception as problem:  # Whatever it is, the records stay queued and the thread goes on.
+            error = problem
+        self._busy_since = 0.0
+        self._current = []
+        self._settle(batch, ack, error, waiters)
+
+    def _start_parts(self, spans: list[OpenSpan]) -> list[bytes]:
+        parts = []
+        for span in spans:
+            try:
+                part = span.start_part()
+            except Exception as error:  # One span's oddity must not stop the writer.
+                self.report(error)
+                continue
+            if part is not None:
+                parts.append(part)
+        return parts
+
+    def _watch_lock(self) -> None:
+        """Called before this thread blocks on the lock: have somebody tell those who wait if it takes long."""
+        if self._watch is None:
+            self._watch = threading.Thread(target=self._run_watch, name="otledger-watch", daemon=True)
+            self._watch.start()
+
+    def _run_watch(self) -> None:
+        limit = self.config.lock_timeout
+        try:
+            while since := self._busy_since:
+                held = time.monotonic() - since
+                if held > limit:
+                    self._lock_timed_out(held)
+                time.sleep(max(0.05, limit / 4))
+        finally:
+            self._watch = None
+
+    def _lock_timed_out(self, held: float) -> None:
+        if self._why_blocked() is None:
+            return
+        error = LockTimeout(f"{self._why_blocked()}; the lock is never broken: see what that process does, or end it")
+        with self._lock:
+            waiters = [*self._current, *self._waiters]
+            self._waiters = []
+        _deliver([(waiter, error) for _, _, waiter in waiters])
+        self._note(error)
+
+    def _sync_if_due(self) -> None:
+        if self._unsynced and time.monotonic() - self._synced >= self.config.sync_interval:
+            self.journal.sync()
+            self._unsynced = False
+            self._synced = time.monotonic()
+
+    def _settle(
+        self, batch: Batch, ack: Ack | None, error: BaseException | None, waiters: list[tuple[int, str, Any]]
+    ) -> None:
+        """Tell those who wait, and keep what was not written for the next try."""
+        count = ack.count if ack is not None else 0
+        outcomes: list[tuple[Any, Outcome]] = []
+        for at, id, waiter in waiters:
+            if at >= count and error is not None:
+                outcomes.append((waiter, error))
+            elif not id or ack is None:
+                outcomes.append((waiter, None))
+            else:
+                checksum = f"sha256:{ack.checksums[at].decode()}"
+                outcomes.append((waiter, Receipt(id, ack.first_seq + at, checksum, ack.segment)))
+        rest = batch.parts[count:]
+        with self._lock:
+            if error is not None:
+                outcomes += [(waiter, error) for _, _, waiter in self._waiters]
+                self._waiters = []
+            self._written += count
+            self._durable += count
+            self._retry = Batch(rest, batch.resources) if rest else None
+            self._in_flight_records = len(rest)
+            self._in_flight_bytes = sum(map(len, rest))
+            rooms = self._update_full()
+        _deliver(outcomes)
+        _wake_rooms(rooms)
+        if error is None:
+            self._recovered()
+        else:
+            self._note(error)
+
+    def _update_full(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
+        """Under _lock: see whether there is room again. Gives those who waited for it."""
+        config = self.config
+        roomy = (
+            len(self._parts) + self._in_flight_records < config.queue_records * LOW_WATER
+            and self._bytes + self._in_flight_bytes < config.queue_bytes * LOW_WATER
+        )
+        if self._refusing is not None:
+            self.full = True
+        elif roomy:
+            self.full = False
+        if self.full and self._refusing is None:
+            return []
+        rooms, self._room = self._room, []
+        return rooms
+
+    def _recovered(self) -> None:
+        if self._failing:
+            log.warning("%s: writing succeeds again", self.journal.path)
+        self._failing = False
+        self._pause = FIRST_PAUSE
+
+    def _note(self, error: BaseException) -> None:
+        """Count an error and tell the listeners; log the first of a series."""
+        again = self._failing and str(error) == self.last_error
+        self._failing = True
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        if not again:
+            known = isinstance(error, LedgerError)
+            log.critical("%s", error, exc_info=None if known else error)
+        self.report(error)
+
+    def report(self, error: BaseException) -> None:
+        """Count an error, and tell the listeners."""
+        self.errors += 1
+        self.last_error = str(error) or type(error).__name__
+        for listener in list(self.listeners):
+            try:
+                listener(error)
+            except Exception:  # A listener's mistake must not stop the writer.
+                log.exception("an on_error callback failed")
+
+    def _why_blocked(self) -> str | None:
+        since = self._busy_since
+        seconds = time.monotonic() - since if since else 0.0
+        if seconds < 1.0:
+            return None
+        holder = self.journal.lock_holder()
+        if holder is not None and holder != os.getpid():
+            return f"{self.journal.path / LOCK_FILE} has been held by process {holder} for {seconds:.1f} s"
+        return f"the disk has not answered for {seconds:.1f} s"
+
+    def _check_space(self) -> None:
+        self._space_checked = time.monotonic()
+        least = self.config.min_free
+        if not least:
+            return
+        try:
+            disk = os.statvfs(self.config.root)
+        except OSError:
+            return
+        free = disk.f_bavail * disk.f_frsize
+        path = self.config.root
+        if free < least:
+            if self._refusing is None:
+                log.critical("%s: %d bytes free, less than min_free: new events are refused", path, free)
+            self._refusing = LowSpace(
+                f"{path}: {free:,} bytes free, and min_free is {least:,}: the event was not accepted, and is counted;"
+                " free some space, or set min_free"
+            )
+            self.full = True
+        else:
+            if self._refusing is None and free < 2 * least:
+                log.warning("%s: %d bytes free; below %d new events are refused", path, free, least)
+            if self._refusing is not None:
+                self._refusing = None
+                with self._lock:
+                    rooms = self._update_full()
+                _wake_rooms(rooms)
+
+
+def _deliver(outcomes: list[tuple[Any, Outcome]]) -> None:
+    """Hand outcomes to their futures: those of a loop in one call to it."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Any, Outcome]]] = {}
+    for waiter, outcome in outcomes:
+        if isinstance(waiter, concurrent.futures.Future):
+            _finish([(waiter, outcome)])
+        else:
+            by_loop.setdefault(waiter.get_loop(), []).append((waiter, outcome))
+    for loop, some in by_loop.items():
+        _call(loop, _finish, some)
+
+
+def _wake_rooms(rooms: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
+    for loop, future in rooms:
+        _call(loop, _finish, [(future, None)])
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+    # A closed loop: nobody waits any more.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *args)
+
+
+def _finish(outcomes: list[tuple[Waiter, Outcome]]) -> None:
+    for waiter, outcome in outcomes:
+        # Cancelled, or told of a time-out before: the first outcome counts.
+        with suppress(asyncio.InvalidStateError, concurrent.futures.InvalidStateError):
+            if isinstance(outcome, BaseException):
+                waiter.set_exception(outcome)
+            else:
+                waiter.set_result(outcome)
+
+
+# One writer a process for a root and machine
+
+_writers: dict[tuple[int, int, str], Writer] = {}
+_registry_lock = threading.Lock()
+
+
+def acquire(config: Config) -> Writer:
+    """Give the process's writer for the root and machine of `config`, opened. Blocks on the disk.
+
+    Where one is open already its settings hold; only the stronger durability wins.
+    Raises what `Journal.open` raises.
+    """
+    with _registry_lock:
+        check_root(config.root, force=config.force)
+        key = _key(config)
+        writer = _writers.get(key) if key is not None else None
+        if writer is None:
+            writer = Writer(config)
+            writer.open()
+            key = _key(config)
+            if key is not None:
+                _writers[key] = writer
+        elif config.durability == "disk" and writer.config.durability == "os":
+            writer.config = replace(writer.config, durability="disk")
+            writer.journal.config = writer.config
+        writer.users += 1
+        return writer
+
+
+def release(writer: Writer, timeout: float) -> int:
+    """Give a writer back; the last user closes it. Gives how many records were left unwritten."""
+    with _registry_lock:
+        writer.users -= 1
+        if writer.users > 0:
+            return 0
+        for key in [key for key, other in _writers.items() if other is writer]:
+            del _writers[key]
+    return writer.close(timeout)
+
+
+def _key(config: Config) -> tuple[int, int, str] | None:
+    try:
+        info = os.stat(config.root)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, config.machine
+
+
+def _after_fork() -> None:
+    global _registry_lock
+    _registry_lock = threading.Lock()
+    for writer in _writers.values():
+        writer.after_fork()
+
+
+def _at_exit() -> None:
+    for writer in list(_writers.values()):
+        writer.close(10.0)
+    _writers.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
