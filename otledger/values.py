@@ -95,9 +95,9 @@ def decode(value: object) -> object:
 def loads(raw: bytes) -> object:
     """Read the JSON text of a payload.
 
-    Gives what `decode` gives; integers are exact. Raises `ValueError` (msgspec's `DecodeError` among them)
-    where the text is no JSON in UTF-8 or a number is out of range, and `RecursionError` where it is nested too
-    deep for the stack.
+    Gives what `decode` gives; integers are exact. Raises `msgspec.DecodeError` or `UnicodeDecodeError` where
+    the text is no JSON in UTF-8 or a number is out of range, and `RecursionError` where it is nested too deep
+    for the stack.
 
     Source: docs/format.md, section 3.
     """
@@ -117,8 +117,11 @@ def escape_separators(raw: bytes) -> bytes:
     Source: docs/format.md, section 2.
     """
     # In JSON these characters can stand only inside strings, and in UTF-8 their bytes can be nothing else.
-    raw = raw.replace(b"\xc2\x85", b"\\u0085")
-    return raw.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    if 0xC2 in raw:
+        raw = raw.replace(b"\xc2\x85", b"\\u0085")
+    if 0xE2 in raw:
+        raw = raw.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    return raw
 
 
 def _is_plain(value: Any, room: int) -> bool:
