@@ -36,7 +36,7 @@ def with_turn(context: Context, ipc_hash: str) -> Context:
 
 def with_span(context: Context, span: Span) -> Context:
     """Give `context` with `span` as the current one."""
-    return Context({**context, _SPAN_KEY: span})
+    return Context({**context, _SPAN_KEY: span} if context else {_SPAN_KEY: span})
 
 
 def span_in(context: Context) -> Span | None:

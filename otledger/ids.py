@@ -1,14 +1,15 @@
-"""Ids of events, traces and spans, as hex text, from a pool of the system's random bits.
+"""Ids of events, traces and spans, as hex text, from pools of the system's random bits.
 
-A forked child begins with an empty pool, so it never gives out an id of its parent.
+A forked child begins with empty pools, so it never gives out an id of its parent.
 """
 
 from __future__ import annotations
 
 import os
 
-_pool: list[str] = []
-"""Runs of 16 random hex digits."""
+_spans: list[str] = []
+_traces: list[str] = []
+_events: list[str] = []
 _prefix = (-1, "")
 """A millisecond, and the digits that ids of that millisecond begin with."""
 _VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
@@ -23,28 +24,40 @@ def event_id(ns: int) -> str:
         # 48 bits of time, the version, and 12 bits that are random for each millisecond.
         prefix = f"{millisecond & 0xFFFFFFFFFFFF:012x}7{span_id()[:3]}"
         _prefix = millisecond, prefix
-    digits = span_id()
-    return prefix + _VARIANT[digits[0]] + digits[1:]
+    try:
+        return prefix + _events.pop()
+    except IndexError:
+        _events.extend(_VARIANT[run[0]] + run[1:] for run in _random(16))
+        return prefix + _events.pop()
 
 
 def span_id() -> str:
     """Give 16 random lower-case hex digits that are not all zero."""
     try:
-        return _pool.pop()
+        return _spans.pop()
     except IndexError:
-        return _refill()
+        _spans.extend(_random(16))
+        return _spans.pop()
 
 
 def trace_id() -> str:
     """Give 32 random lower-case hex digits that are not all zero."""
-    return span_id() + span_id()
+    try:
+        return _traces.pop()
+    except IndexError:
+        _traces.extend(_random(32))
+        return _traces.pop()
 
 
-def _refill() -> str:
+def _random(length: int) -> list[str]:
     digits = os.urandom(4096).hex()
-    zeros = "0" * 16
-    _pool.extend(run for i in range(0, len(digits), 16) if (run := digits[i : i + 16]) != zeros)
-    return _pool.pop()
+    zeros = "0" * length
+    return [run for i in range(0, len(digits), length) if (run := digits[i : i + length]) != zeros]
 
 
-os.register_at_fork(after_in_child=_pool.clear)
+def _after_fork() -> None:
+    for pool in (_spans, _traces, _events):
+        pool.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

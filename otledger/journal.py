@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from otledger import clock
+from otledger import clock, values
 from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, stamp, whole_lines, with_synced
 from otledger.config import Config
 from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, RootError, SyncFailed
@@ -76,7 +74,7 @@ class Resource:
     """An OpenTelemetry resource or scope, stored once a segment before its first use (format, 4)."""
 
     digest: str
-    payload: bytes
+    payload: str
     """The record's `data`, as JSON."""
 
     @classmethod
@@ -91,11 +89,15 @@ class Resource:
         dropped: int = 0,
     ) -> Resource:
         """Give the resource with its digest; `attributes` are a JSON object."""
-        texts = (orjson.dumps(text) for text in (kind, name, version, schema_url))
-        members = b'"kind":%b,"name":%b,"version":%b,"schema_url":%b,' % tuple(texts)
-        members += b'"attributes":%b,"dropped":%d}' % (attributes, dropped)
-        digest = hashlib.sha256(b"{" + members).hexdigest()[:32]
-        return cls(digest, b'{"digest":"%b",' % digest.encode() + members)
+        texts = f'"kind":{dumps(kind)},"name":{dumps(name)},"version":{dumps(version)}'
+        members = f'{texts},"schema_url":{dumps(schema_url)},"attributes":{attributes.decode()},"dropped":{dropped}}}'
+        digest = hashlib.sha256(b"{" + members.encode()).hexdigest()[:32]
+        return cls(digest, f'{{"digest":"{digest}",{members}')
+
+
+def dumps(value: Any) -> str:
+    """Give JSON text of what otledger itself says, or of a payload."""
+    return values.encode(value).decode()
 
 
 @dataclass(slots=True)
@@ -604,7 +606,7 @@ class Journal:
             "previous": None if previous is None else {"segment": str(previous.segment), "size": previous.offset},
             "reason": reason,
         }
-        header = with_synced(self.encoder.telemetry(HEADER_TYPE, now_ns(), orjson.dumps(data), b""), seq)
+        header = with_synced(self.encoder.telemetry(HEADER_TYPE, now_ns(), dumps(data)), seq)
         block = stamp([header, *again], seq, prev)
         try:
             os.fchmod(fd, self.config.file_mode)
@@ -686,14 +688,14 @@ class Journal:
         if checkpoint is not None:
             parts.append(checkpoint)
         parts += [
-            self.encoder.telemetry("otel.resource", now, resource.payload, b"")
+            self.encoder.telemetry("otel.resource", now, resource.payload)
             for digest, resource in resources.items()
             if digest not in self._known
         ]
         return parts
 
     def _put_own(self, type: str, data: Mapping[str, Any]) -> None:
-        part = self.encoder.telemetry(type, now_ns(), orjson.dumps(data), b"")
+        part = self.encoder.telemetry(type, now_ns(), dumps(data))
         ack = self._put(Batch([part], {}))
         if ack.error is not None:
             raise ack.error
@@ -770,7 +772,7 @@ class Journal:
         state.checkpoint, state.checkpoint_size = clock.boot_ns() / 1e9, state.synced_seq
         state.checkpoint_seq = state.seq
         data = {"size": state.synced_seq, "head": state.synced_head}
-        return self.encoder.telemetry(CHECKPOINT_TYPE, now, orjson.dumps(data), b"")
+        return self.encoder.telemetry(CHECKPOINT_TYPE, now, dumps(data))
 
     def _final_checkpoint(self) -> None:
         if self._name is None:

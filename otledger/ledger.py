@@ -35,7 +35,7 @@ from otledger.verify import Report, verify
 from otledger.version import VERSION
 from otledger.writer import Health, Writer
 
-BURST = 128
+BURST = 256
 """After so many events a task lets the others run: `emit` alone never suspends."""
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class _Core:
         self.slow = bool(config.processors or self.checks)
         self.burst = BURST
         self._writer: Writer | None = None
-        self._digests: tuple[str, str] | None = None
+        self.span_members = ""
         self._closed = False
         _cores.add(self)
 
@@ -101,7 +101,7 @@ class _Core:
         id: str | None,
     ) -> tuple[str, bytes | None]:
         """Give id and part of an event; no part where a processor dropped it."""
-        members = b""
+        members = ""
         context = ctx.current()
         if context:
             if ipc_hash is None:
@@ -117,13 +117,13 @@ class _Core:
             source=source,
             subject=subject,
             ipc_hash=ipc_hash,
-            traceparent=members,
+            members=members,
             extensions=extensions,
         )
 
-    def _process(self, draft: Draft, members: bytes) -> tuple[str, bytes | None]:
+    def _process(self, draft: Draft, members: str) -> tuple[str, bytes | None]:
         if members:
-            found = orjson.loads(b"{" + members[1:] + b"}")
+            found = orjson.loads("{" + members[1:] + "}")
             draft.traceparent, draft.tracestate = found.get("traceparent"), found.get("tracestate")
         kept = self._run_processors(draft)
         if kept is None:
@@ -169,10 +169,11 @@ class _Core:
     # Spans
 
     def span_started(self, span: Span) -> None:
-        if self._digests is None:
+        own = self._writer or self.writer
+        if not self.span_members:
             # Known to the writer before the first record that names them.
-            self.span_digests()
-        self.writer.put_span(span)
+            self.span_members = self._describe_spans()
+        own.put_span(span)
 
     def span_ended(self, span: Span) -> None:
         own = self._writer
@@ -186,7 +187,7 @@ class _Core:
 
     def _room_at_once(self, own: Writer) -> bool:
         """Tell whether there is a place, waiting for it where no event loop is held up."""
-        if own._refusing is not None or self.config.queue_policy != "wait" or in_loop():
+        if own.refusing or self.config.queue_policy != "wait" or in_loop():
             return False
         try:
             own.block_for_room(self.config.queue_timeout)
@@ -194,31 +195,28 @@ class _Core:
             return False
         return True
 
+    def crowded(self) -> bool:
+        own = self._writer
+        self.burst -= 1
+        return self.burst < 0 or (own is not None and own.full)
+
     async def room_for_span(self) -> None:
         own = self._writer
-        if own is None:
-            return
-        self.burst -= 1
-        if self.burst < 0:
-            self.burst = BURST
-            await asyncio.sleep(0)
-        if own.full and own._refusing is None and self.config.queue_policy == "wait":
+        self.burst = BURST
+        await asyncio.sleep(0)
+        if own is not None and own.full and not own.refusing and self.config.queue_policy == "wait":
             await self.wait_for_room(own)
-
-    def span_part(self, type: str, ns: int, payload: bytes, trace: bytes) -> bytes:
-        return self.encoder.telemetry(type, ns, payload, trace)
 
     def span_cut(self, values: int) -> None:
         self.writer.report(EventRefused(f"a span was too large for a line: {values} of its values were cut"))
 
-    def span_digests(self) -> tuple[str, str]:
-        if self._digests is None:
-            resource = Resource.make("resource", values.encode(resource_attributes(self.config.service)))
-            scope = Resource.make("scope", b"{}", name="otledger", version=VERSION)
-            self.writer.use(resource)
-            self.writer.use(scope)
-            self._digests = resource.digest, scope.digest
-        return self._digests
+    def _describe_spans(self) -> str:
+        """Have resource and scope stored, and give the members that name them in a span's data."""
+        resource = Resource.make("resource", values.encode(resource_attributes(self.config.service)))
+        scope = Resource.make("scope", b"{}", name="otledger", version=VERSION)
+        self.writer.use(resource)
+        self.writer.use(scope)
+        return f',"resource":"{resource.digest}","scope":"{scope.digest}"'
 
     # Room
 
@@ -244,7 +242,7 @@ class _Core:
         timeout = self.config.queue_timeout
         try:
             async with asyncio.timeout(timeout):
-                while own.full and own._refusing is None:
+                while own.full and not own.refusing:
                     await own.wait_for_room()
         except TimeoutError:
             raise own.queue_full(timeout) from None
@@ -272,7 +270,7 @@ _cores: weakref.WeakSet[_Core] = weakref.WeakSet()
 def _after_fork() -> None:
     # The resource names the process.
     for core in list(_cores):
-        core._digests = None
+        core.span_members = ""
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -360,22 +358,11 @@ class _View:
         `context` is the OpenTelemetry context whose span is the parent, by default the current one;
         `start_time` is in nanoseconds since the epoch.
         """
+        if self._ipc_hash is not None:
+            context = ctx.with_turn(ctx.current() if context is None else context, self._ipc_hash)
         return Span(
-            self._core,
-            name,
-            kind=kind,
-            attributes=attributes,
-            links=links,
-            context=self._span_context(context),
-            start_time=start_time,
-            record_exception=record_exception,
-            set_status_on_exception=set_status_on_exception,
+            self._core, name, kind, attributes, links, context, start_time, record_exception, set_status_on_exception
         )
-
-    def _span_context(self, context: Context | None) -> Context | None:
-        if self._ipc_hash is None:
-            return context
-        return ctx.with_turn(ctx.current() if context is None else context, self._ipc_hash)
 
     def start_span(self, name: str, **options: Any) -> Span:
         """Give a span that has begun and is not current; the caller ends it. Options are those of `span`."""
@@ -388,20 +375,20 @@ class _View:
         return Turn(ipc_hash)
 
 
-def _span_members(context: Context) -> bytes:
+def _span_members(context: Context) -> str:
     span = ctx.span_in(context)
     while isinstance(span, Span) and span._left:
         span = span._parent
     if span is None:
-        return b""
+        return ""
     if isinstance(span, Span):
         return span.members
     here = span.get_span_context()
     if not here.is_valid:
-        return b""
-    members = b',"traceparent":"00-%032x-%016x-%02x"' % (here.trace_id, here.span_id, here.trace_flags & 0xFF)
+        return ""
+    members = f',"traceparent":"00-{here.trace_id:032x}-{here.span_id:016x}-{here.trace_flags & 0xFF:02x}"'
     if here.trace_state:
-        members += b',"tracestate":' + values.encode(here.trace_state.to_header())
+        members += f',"tracestate":{values.encode(here.trace_state.to_header()).decode()}'
     return members
 
 

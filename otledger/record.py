@@ -183,6 +183,7 @@ def parse_time(text: str) -> int | None:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_YEAR_10000 = 253_402_300_800_000_000_000
 
 
 # Names
@@ -233,8 +234,8 @@ def _check_text(what: str, text: object, *, empty: bool = False) -> str:
     return text
 
 
-def _member(name: str, value: Extension) -> bytes:
-    return b',"%b":%b' % (name.encode(), values.encode(value))
+def _member(name: str, value: Extension) -> str:
+    return f',"{name}":{values.encode(value).decode()}'
 
 
 # Lines
@@ -251,9 +252,9 @@ class Encoder:
         self.source = f"/{machine}/{service}"
         _check_text("service", service)
         self._machine = _member("machine", machine)
-        self._heads: dict[tuple[str, str | None], bytes] = {}
-        self._own_heads: dict[str, bytes] = {}
-        self._second = (-1, b"")
+        self._heads: dict[tuple[str, str | None], str] = {}
+        self._own_heads: dict[str, str] = {}
+        self._second = (-1, "")
         self.reprs = 0
         self.on_repr = self._count_repr
 
@@ -266,12 +267,13 @@ class Encoder:
         source: str | None = None,
         subject: str | None = None,
         ipc_hash: str | None = None,
-        traceparent: bytes = b"",
+        members: str = "",
         extensions: Mapping[str, Extension] | None = None,
     ) -> tuple[str, bytes]:
         """Give id and part of an event that happened at `ns`.
 
-        `traceparent` is the encoded member or members. The payload is copied: later changes to it do not count.
+        `members` are encoded ones, for the trace that it belongs to. The payload is copied: what the caller
+        changes in it later does not count.
         Raises `EventRefused` if a name, the size or the depth is not allowed.
         """
         head = self._heads.get((type, source)) or self._head(type, source)
@@ -281,15 +283,13 @@ class Encoder:
             tail = _member("subject", _check_text("subject", subject)) + tail
         if ipc_hash is not None:
             tail += _member("ipchash", _check_text("ipc_hash", ipc_hash))
-        tail += traceparent
+        tail += members
         if extensions:
             check_extensions(extensions)
             for name, value in extensions.items():
                 tail += _member(name, value)
-        payload = b"" if data is None else b',"data":' + self._payload(data)
-        return id, self._sized(
-            b"".join((b'{"specversion":"1.0","id":"', id.encode(), head, self._time(ns), b'"', tail, payload))
-        )
+        payload = "" if data is None else f',"data":{self._payload(data)}'
+        return id, self._sized(f'{{"specversion":"1.0","id":"{id}{head}{self._time(ns)}"{tail}{payload}'.encode())
 
     def draft(self, draft: Draft, ns: int, *, reserved: bool = False) -> tuple[str, bytes]:
         """Give id and part of a draft; `ns` is the time of append, used where the draft's own is no instant.
@@ -301,8 +301,8 @@ class Encoder:
         id = event_id(ns) if draft.id is None else _check_text("id", draft.id)
         type = _check_text("type", draft.type) if reserved else check_type(draft.type)
         check_extensions(draft.extensions)
-        members: list[bytes] = [
-            b'{"specversion":"1.0"',
+        members = [
+            '{"specversion":"1.0"',
             _member("id", id),
             _member("source", _check_text("source", self.source if draft.source is None else draft.source)),
             _member("type", type),
@@ -326,28 +326,30 @@ class Encoder:
                 raise EventRefused(f"mark {name!r}: at most 20 of a-z and 0-9, beginning with 'otl' or 'orig'")
             members.append(_member(name, value))
         if draft.data is not None:
-            members.append(b',"data":' + self._payload(draft.data))
-        return id, self._sized(b"".join(members))
+            members.append(f',"data":{self._payload(draft.data)}')
+        return id, self._sized("".join(members).encode())
 
-    def telemetry(self, type: str, ns: int, payload: bytes, trace: bytes) -> bytes:
-        """Give the part of one of otledger's own records, whose payload is JSON already."""
+    def telemetry(self, type: str, ns: Any, payload: str, members: str = "") -> bytes:
+        """Give the part of one of otledger's own records, whose payload is JSON already.
+
+        Where `ns` is no instant between the years 1970 and 9999 the time is now.
+        """
         head = self._own_heads.get(type)
         if head is None:
             head = self._own_heads[type] = self._make_head(type, self.source)
-        id = event_id(ns).encode()
-        return b"".join(
-            (
-                b'{"specversion":"1.0","id":"', id, head, self._time(ns), b'"', self._machine, trace,
-                b',"data":', payload,
-            )
-        )  # fmt: skip
+        if ns.__class__ is not int or not 0 <= ns < _YEAR_10000:
+            ns = now_ns()
+        return (
+            f'{{"specversion":"1.0","id":"{event_id(ns)}{head}{self._time(ns)}"{self._machine}{members}'
+            f',"data":{payload}'
+        ).encode()
 
     def _count_repr(self) -> None:
         self.reprs += 1
 
-    def _payload(self, data: Any) -> bytes:
+    def _payload(self, data: Any) -> str:
         try:
-            return values.encode(data, on_repr=self.on_repr)
+            return values.encode(data, on_repr=self.on_repr).decode()
         except values.TooDeep as error:
             raise EventRefused(f"data cannot be stored: {error}") from None
 
@@ -359,7 +361,7 @@ class Encoder:
             )
         return part
 
-    def _head(self, type: str, source: str | None) -> bytes:
+    def _head(self, type: str, source: str | None) -> str:
         where = self.source if source is None else _check_text("source", source)
         head = self._make_head(check_type(type), where)
         if len(self._heads) >= self._REMEMBERED:
@@ -368,17 +370,17 @@ class Encoder:
         return head
 
     @staticmethod
-    def _make_head(type: str, source: str) -> bytes:
-        return b'"' + _member("source", source) + _member("type", type) + b',"time":"'
+    def _make_head(type: str, source: str) -> str:
+        return '"' + _member("source", source) + _member("type", type) + ',"time":"'
 
-    def _time(self, ns: int) -> bytes:
+    def _time(self, ns: int) -> str:
         # One attribute, so that threads never see the number of one second and the text of another.
         second, text = self._second
         if second != ns // 1_000_000_000:
             second = ns // 1_000_000_000
-            text = format_time(ns)[:20].encode()
+            text = format_time(ns)[:20]
             self._second = second, text
-        return b"%b%09dZ" % (text, ns % 1_000_000_000)
+        return f"{text}{ns % 1_000_000_000:09d}Z"
 
 
 def now_ns() -> int:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
 from dataclasses import dataclass
+from math import isfinite
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -26,11 +27,14 @@ from otledger import ids, values
 from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.errors import ConfigurationError
 from otledger.identity import boot_id
+from otledger.record import Encoder
 
 log = logging.getLogger("otledger")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_INTERNAL = SpanKind.INTERNAL
+_UNSET = StatusCode.UNSET
 _PLAIN = frozenset((str, bool, int, float))
 _ROOM = MAX_LINE - STAMP_ROOM - 4096
 """The most bytes that the `data` of a span's record may have; the rest of the line is short."""
@@ -85,13 +89,15 @@ class Recorder(Protocol):
     """What a span needs of the ledger that records it."""
 
     limits: Limits
+    encoder: Encoder
+    span_members: str
+    """The members of a span's `data` that name resource and scope."""
 
     def span_started(self, span: Span) -> None: ...
     def span_ended(self, span: Span) -> None: ...
-    async def room_for_span(self) -> None: ...
-    def span_part(self, type: str, ns: int, payload: bytes, trace: bytes) -> bytes: ...
-    def span_digests(self) -> tuple[str, str]: ...
     def span_cut(self, values: int) -> None: ...
+    def crowded(self) -> bool: ...
+    async def room_for_span(self) -> None: ...
 
 
 class Span(OtelSpan):
@@ -106,7 +112,6 @@ class Span(OtelSpan):
         self,
         recorder: Recorder,
         name: str,
-        *,
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Mapping[str, Any] | None = None,
         links: Sequence[Link] | None = None,
@@ -141,6 +146,8 @@ class Span(OtelSpan):
     _end: int | None = None
     _left = False
     """Left in another context than it was entered in: whoever finds it current takes its parent instead."""
+    _plain = True
+    """Whether orjson may be handed the attributes as they are: all text, finite numbers and booleans."""
     _events: Sequence[dict[str, Any]] = ()
     _links: Sequence[dict[str, Any]] = ()
     _dropped = 0
@@ -170,13 +177,26 @@ class Span(OtelSpan):
         self.span_id = ids.span_id()
         self._attributes: dict[str, Any] = {}
         if self._given:
-            self.set_attributes(self._given)
+            self._take_given(self._given)
         for link in self._given_links or ():
             self.add_link(link.context, link.attributes)
         if self._start is None:
             self._start = time.time_ns()
         self._recorder.span_started(self)
         return context
+
+    def _take_given(self, given: Mapping[str, Any]) -> None:
+        limits = self._recorder.limits
+        if limits.length is None and (limits.attributes is None or len(given) <= limits.attributes):
+            for key, value in given.items():
+                if value.__class__ not in _PLAIN or key.__class__ is not str or not key:
+                    break
+                if value.__class__ is float and not isfinite(value):
+                    self._plain = False
+            else:
+                self._attributes = dict(given)
+                return
+        self.set_attributes(given)
 
     def _under(self, parent: OtelSpan) -> str | None:
         """Take parentage from a span of the SDK, or of another process."""
@@ -220,7 +240,8 @@ class Span(OtelSpan):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            await self._recorder.room_for_span()
+            if self._recorder.crowded():
+                await self._recorder.room_for_span()
         finally:
             self.__exit__(kind, error, trace)
 
@@ -258,12 +279,13 @@ class Span(OtelSpan):
         return Span(
             self._recorder,
             self.name,
-            kind=self.kind,
-            attributes=self._given,
-            links=self._given_links,
-            context=self._parent_context,
-            record_exception=self._record_exception,
-            set_status_on_exception=self._set_status_on_exception,
+            self.kind,
+            self._given,
+            self._given_links,
+            self._parent_context,
+            None,
+            self._record_exception,
+            self._set_status_on_exception,
         )
 
     # What OpenTelemetry asks of a span
@@ -289,10 +311,13 @@ class Span(OtelSpan):
         limits = self._recorder.limits
         if not key or type(key) is not str or type(value) not in _PLAIN or limits.length is not None:
             bounded = BoundedAttributes(None, {key: value}, max_value_len=limits.length)
+            self._plain = False
             if key not in bounded:
                 self._dropped += 1
                 return
             value = bounded[key]
+        elif type(value) is float and not isfinite(value):
+            self._plain = False
         attributes = self._attributes
         if key in attributes:
             # The SDK moves what is set again to the end.
@@ -391,97 +416,144 @@ class Span(OtelSpan):
     # Records
 
     @property
-    def members(self) -> bytes:
+    def members(self) -> str:
         """The members of a record that was emitted in this span: `traceparent`, `tracestate`."""
-        members = f',"traceparent":"00-{self.trace_id}-{self.span_id}-{self.trace_flags & 0xFF:02x}"'.encode()
+        members = f',"traceparent":"00-{self.trace_id}-{self.span_id}-{self.trace_flags & 0xFF:02x}"'
         if self._trace_state:
-            members += b',"tracestate":' + values.encode(self._trace_state.to_header())
+            members += f',"tracestate":{_dumps(self._trace_state.to_header())}'
         return members
-
-    def _members(self) -> bytes:
-        if self._turn is None:
-            return self.members
-        return b',"ipchash":' + values.encode(self._turn) + self.members
 
     def start_part(self) -> bytes | None:
         """Give the part of the start record, or None if the span has ended. Called by the writer's thread."""
-        if self._end is not None:
-            return None
-        start = self._start
-        assert start is not None
-        # The owner may change these while they are copied; what is known at the start is what counts.
-        data = self._data(dict(self._attributes), (), list(self._links))
-        data["process"] = {"pid": os.getpid(), "started": _process_started(), "boot": boot_id()}
-        part = self._recorder.span_part("otel.span.start", start, self._encode(data), self._members())
+        process = {"pid": os.getpid(), "started": _process_started(), "boot": boot_id()}
+        # The owner may change the attributes meanwhile; what is known now is what counts.
+        part = self._part("otel.span.start", self._start, dict(self._attributes), (), f',"process":{_dumps(process)}')
         return part if self._end is None else None
 
     def end_part(self) -> bytes:
         """Give the part of the end record."""
-        assert self._end is not None
-        data = self._data(self._attributes, self._events, self._links)
-        return self._recorder.span_part("otel.span.end", self._end, self._encode(data), self._members())
+        return self._part("otel.span.end", self._end, self._attributes, self._events, "")
 
-    def _data(
-        self, attributes: dict[str, Any], events: Sequence[dict[str, Any]], links: Sequence[dict[str, Any]]
-    ) -> dict[str, Any]:
-        data: dict[str, Any] = {"name": self.name}
-        if self.kind is not SpanKind.INTERNAL:
-            data["kind"] = self.kind.name
+    def _part(
+        self, type: str, ns: Any, attributes: dict[str, Any], events: Sequence[dict[str, Any]], process: str
+    ) -> bytes:
+        """Give a record's part: the members of `data` in the format's order, left out where they are default."""
+        before = after = ""
+        start, end = self._start, self._end
+        if self.kind is not _INTERNAL:
+            before = f',"kind":"{self.kind.name}"'
         if self._parent_id is not None:
-            data["parent_span_id"] = self._parent_id
+            before += f',"parent_span_id":"{self._parent_id}"'
             if self._parent_remote:
-                data["parent_is_remote"] = True
-        data["start"] = self._start
-        if self._end is not None:
-            data["end"] = self._end
-        if attributes:
-            data["attributes"] = attributes
-        if events:
-            data["events"] = events
-        if links:
-            data["links"] = links
-        if self._status is not StatusCode.UNSET:
-            data["status"] = {"code": self._status.name}
+                before += ',"parent_is_remote":true'
+        if end is not None:
+            after = f',"end":{end if end.__class__ is int else _dumps(end)}'
+        if attributes or events or self._links:
+            after += self._collections(attributes, events)
+        if self._status is not _UNSET:
+            status = {"code": self._status.name}
             if self._description is not None:
-                data["status"]["description"] = self._description
+                status["description"] = self._description
+            after += f',"status":{_dumps(status)}'
         if self._dropped or self._dropped_events or self._dropped_links:
             counts = {"attributes": self._dropped, "events": self._dropped_events, "links": self._dropped_links}
-            data["dropped"] = {name: count for name, count in counts.items() if count}
-        data["resource"], data["scope"] = self._recorder.span_digests()
-        return data
+            after += f',"dropped":{_dumps({name: count for name, count in counts.items() if count})}'
+        members = f',"traceparent":"00-{self.trace_id}-{self.span_id}-{self.trace_flags & 0xFF:02x}"'
+        if self._trace_state or self._turn is not None:
+            members = self._more_members()
+        recorder = self._recorder
+        return recorder.encoder.telemetry(
+            type,
+            ns,
+            f'{{"name":{_names.get(self.name) or _encode_name(self.name)}{before}'
+            f',"start":{start if start.__class__ is int else _dumps(start)}{after}{recorder.span_members}{process}}}',
+            members,
+        )
 
-    def _encode(self, data: dict[str, Any]) -> bytes:
+    def _more_members(self) -> str:
+        turn = "" if self._turn is None else f',"ipchash":{_dumps(self._turn)}'
+        return turn + self.members
+
+    def _collections(self, attributes: dict[str, Any], events: Sequence[dict[str, Any]]) -> str:
+        """Give attributes, events and links as members, cut where a line has no place for them."""
         try:
-            payload = values.encode(data)
-            if len(payload) <= _ROOM:
-                return payload
+            if not events and not self._links:
+                raw = _encode_plain(attributes) if self._plain else values.encode(attributes)
+                if len(raw) <= _ROOM:
+                    return f',"attributes":{raw.decode()}'
+            encoded = [values.encode(item) if item else b"" for item in (attributes, events, self._links)]
+            fits = sum(map(len, encoded)) <= _ROOM
         except values.TooDeep:
-            pass
-        payload, cut = cut_largest(data, _ROOM)
-        self._recorder.span_cut(cut)
-        return payload
+            fits = False
+        if not fits:
+            encoded, cut = cut_largest(attributes, events, self._links, _ROOM)
+            self._recorder.span_cut(cut)
+        members = f',"attributes":{encoded[0].decode()}' if encoded[0] else ""
+        if encoded[1]:
+            members += f',"events":{encoded[1].decode()}'
+        if encoded[2]:
+            members += f',"links":{encoded[2].decode()}'
+        return members
 
 
-def cut_largest(data: Mapping[str, Any], room: int) -> tuple[bytes, int]:
-    """Give the JSON of a span's data with its largest values replaced by `{"$cut": bytes}`, and how many were.
+def _encode_plain(attributes: dict[str, Any]) -> bytes:
+    """Encode as `values.encode` does, without looking at each value again."""
+    try:
+        raw = orjson.dumps(attributes)
+    except TypeError:
+        # An integer of more than 64 bits, a lone surrogate.
+        return values.encode(attributes)
+    if raw.startswith(b'{"$'):
+        return values.encode(attributes)
+    return raw if raw.isascii() else values.escape_separators(raw)
 
-    For telemetry, which has no caller to refuse (format, 4).
+
+_names: dict[str, str] = {}
+_LONGEST_NAME = 65_536
+
+
+def _encode_name(name: str) -> str:
+    """Give a span's name as JSON, and remember it: programs have few of them."""
+    if type(name) is not str:
+        return _dumps(name)
+    encoded = _dumps(name[:_LONGEST_NAME])
+    if len(_names) >= 1024:
+        _names.clear()
+    if len(name) <= 100:
+        _names[name] = encoded
+    return encoded
+
+
+def _dumps(value: Any) -> str:
+    return values.encode(value).decode()
+
+
+def cut_largest(
+    attributes: Mapping[str, Any],
+    events: Sequence[Mapping[str, Any]],
+    links: Sequence[Mapping[str, Any]],
+    room: int,
+) -> tuple[list[bytes], int]:
+    """Give attributes, events and links as JSON of at most `room` bytes, and how many values were cut for it.
+
+    The largest values go first, each replaced by `{"$cut": bytes}`, as telemetry has no caller to refuse
+    (format, 4). Where that is not enough, events and links are dropped whole.
     """
     places: list[tuple[int, dict[str, Any], str]] = []
-    data = dict(data)
-    for name, value in data.items():
-        if name == "attributes":
-            data[name] = _fragments(value, places)
-        elif name in ("events", "links"):
-            data[name] = [
-                {key: _fragments(own, places) if key == "attributes" else _fragment(own) for key, own in item.items()}
-                for item in value
-            ]
-        else:
-            data[name] = _fragment(value)
+    own = _fragments(attributes, places)
+    groups = [
+        [
+            {key: _fragments(part, places) if key == "attributes" else _fragment(part) for key, part in item.items()}
+            for item in items
+        ]
+        for items in (events, links)
+    ]
     places.sort(key=lambda place: place[0], reverse=True)
-    payload = orjson.dumps(data)
-    excess = len(payload) - room
+
+    def dump() -> list[bytes]:
+        return [orjson.dumps(item) if item else b"" for item in (own, *groups)]
+
+    excess = sum(map(len, dump())) - room
     cut = 0
     for size, owner, key in places:
         if excess <= 0 and size <= room:
@@ -490,14 +562,11 @@ def cut_largest(data: Mapping[str, Any], room: int) -> tuple[bytes, int]:
         owner[key] = orjson.Fragment(b'{"$cut":%d}' % (size if size <= _ENDLESS else 0))
         excess -= size - 32
         cut += 1
-    payload = orjson.dumps(data)
-    if len(payload) > room:
-        # Names or counts without bound: what identifies the span is kept.
-        kept = ("kind", "parent_span_id", "start", "end", "status", "resource", "scope")
-        data = {"name": _fragment(str(data["name"])[:1000]), **{key: data[key] for key in kept if key in data}}
-        payload = orjson.dumps(data)
-        cut += 1
-    return payload, cut
+    encoded = dump()
+    if sum(map(len, encoded)) > room:
+        cut += len(attributes) + len(events) + len(links)
+        return [b"", b"", b""], cut
+    return encoded, cut
 
 
 _ENDLESS = 1 << 62

@@ -13,22 +13,23 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import orjson
-
 from otledger.config import Config
 from otledger.errors import JournalError, LedgerClosed, LedgerError, LockTimeout, LowSpace, QueueFull
 from otledger.folder import check_root
-from otledger.journal import GROUP, Ack, Batch, Journal, Receipt, Resource
+from otledger.journal import Ack, Batch, Journal, Receipt, Resource, dumps
 from otledger.record import format_time, now_ns
 from otledger.segment import LOCK_FILE
 
 log = logging.getLogger("otledger")
 
+WAKE_BYTES = 256 << 10
+"""So much in the queue is written at once: less would cost a turn of both threads for few records."""
 BATCH_RECORDS = 8192
 """How many records one holding of the lock writes: other processes wait for it."""
 LOW_WATER = 0.75
@@ -53,6 +54,7 @@ class Waiter(Protocol):
 class OpenSpan(Protocol):
     """A span that may still be open when its batch is written."""
 
+    def is_recording(self) -> bool: ...
     def start_part(self) -> bytes | None: ...
 
 
@@ -108,7 +110,7 @@ class Writer:
         # Owned by _lock from here on.
         self._parts: list[bytes] = []
         self._bytes = 0
-        self._spans: list[OpenSpan] = []
+        self._spans: deque[OpenSpan] = deque()
         self._waiters: list[tuple[int, str, Any]] = []
         self._resources: dict[str, Resource] = {}
         self._room: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -163,16 +165,17 @@ class Writer:
             if waiter is not None:
                 self._waiters.append((len(parts) - 1, id, waiter))
                 self._rouse()
-            elif self._asleep and (self._asleep == _IDLE or self._bytes >= GROUP):
+            elif self._asleep and (self._asleep == _IDLE or self._bytes >= WAKE_BYTES):
                 self._rouse()
 
     def put_span(self, span: OpenSpan) -> None:
         """Have the start of `span` recorded if it is still open when the next batch is written."""
-        with self._lock:
-            if self._closed:
-                raise LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
-            self._spans.append(span)
-            if self._asleep == _IDLE:
+        if self._closed:
+            raise LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
+        # No lock: a deque's append is atomic, and the thread looks at it after saying that it sleeps.
+        self._spans.append(span)
+        if self._asleep == _IDLE or self._thread is None:
+            with self._lock:
                 self._rouse()
 
     def use(self, resource: Resource) -> None:
@@ -222,6 +225,11 @@ class Writer:
         """Raise the journal's error while writing fails, for who asked for that."""
         if self._failing and self.config.raise_errors and self.last_error is not None:
             raise JournalError(self.last_error)
+
+    @property
+    def refusing(self) -> bool:
+        """Whether there is too little space for new events."""
+        return self._refusing is not None
 
     def queue_full(self, waited: float) -> QueueFull:
         """Give the error for a caller who waited `waited` seconds for a place."""
@@ -345,7 +353,7 @@ class Writer:
             if self._closing:
                 return None, [], []
             self._asleep = _IDLE
-            woken = self._wake.wait(self._idle_time())
+            woken = bool(self._spans) or self._wake.wait(self._idle_time())
             self._asleep = _BUSY
             if not woken:
                 return Batch((), {}), [], []
@@ -356,7 +364,7 @@ class Writer:
         if self._retry is not None:
             return self._retry, [], []
         deadline = time.monotonic() + self.config.flush_interval
-        while not (self._waiters or self._bytes >= GROUP or self._closing or self._room):
+        while not (self._waiters or self._bytes >= WAKE_BYTES or self._closing or self._room):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -374,7 +382,7 @@ class Writer:
         return max(0.0, self._synced + self.config.sync_interval - time.monotonic()) if self._unsynced else None
 
     def _take(self) -> tuple[Batch, list[tuple[int, str, Any]], list[OpenSpan]]:
-        spans, self._spans = self._spans, []
+        spans = [self._spans.popleft() for _ in range(len(self._spans))]
         gaps, self._gaps = self._gaps, {}
         own = [self._gap_part(reason, gap) for reason, gap in gaps.items()]
         taken = self._parts[:BATCH_RECORDS]
@@ -394,7 +402,7 @@ class Writer:
             "first": format_time(gap.first),
             "last": format_time(gap.last),
         }
-        return self.journal.encoder.telemetry("otledger.gap", now_ns(), orjson.dumps(data), b"")
+        return self.journal.encoder.telemetry("otledger.gap", now_ns(), dumps(data))
 
     def _process(self, batch: Batch, waiters: list[tuple[int, str, Any]], spans: list[OpenSpan]) -> None:
         starts = self._start_parts(spans)
@@ -421,7 +429,7 @@ class Writer:
 
     def _start_parts(self, spans: list[OpenSpan]) -> list[bytes]:
         parts = []
-        for span in spans:
+        for span in [span for span in spans if span.is_recording()]:
             try:
                 part = span.start_part()
             except Exception as error:  # One span's oddity must not stop the writer.

@@ -1,0 +1,5 @@
+"""`python -m otledger`."""
+
+from otledger.cli import main
+
+main()
