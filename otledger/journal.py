@@ -31,6 +31,7 @@ from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
     HEADER_TYPE,
+    LOCK_FILE,
     QUARANTINE,
     Chain,
     ChainCheck,
@@ -350,7 +351,7 @@ class Journal:
         if found.place is None:
             self._start_segment("import" if self.config.machine.endswith(".import") else "new", None)
             return
-        self._settle(chain, found.place, found.finding)
+        self._settle(chain, found.place, found.finding, found.synced)
 
     def _adopt(self, chain: Chain, state: State | None) -> None:
         """Take over what the chain of segments and the last holder's state say."""
@@ -364,13 +365,13 @@ class Journal:
         if state is not None:
             self._state = state
 
-    def _settle(self, chain: Chain, place: Place, finding: Finding | None) -> None:
+    def _settle(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
         """Bring the partition into a state in which appending can go on at `place`, or in a new segment."""
         newest = chain.newest
         assert newest is not None
         self._state.seq, self._state.head = place.seq, place.prev.decode()
         if finding is not None and finding.kind == "residue" and finding.segment == place.segment:
-            self._resume(place)
+            self._resume(place, synced)
             self._cut_residue(place, finding)
             place = self._here()
         if newest > chain.pieces[-1].name if chain.pieces else True:
@@ -381,11 +382,12 @@ class Journal:
         ):
             self._sync_segment(place)
             self._start_segment("damage", place)
-        elif self._name is None:
-            self._resume(place)
-        header = chain.pieces[-1].header if chain.pieces else None
-        if header is not None and header.host != host_hash():
-            self._start_segment("moved", self._here())
+        else:
+            if self._name is None:
+                self._resume(place, synced)
+            header = chain.pieces[-1].header
+            if header is not None and header.host != host_hash():
+                self._start_segment("moved", self._here())
         self._record_forgotten_quarantine()
 
     def _size_of(self, name: SegmentName) -> int:
@@ -395,16 +397,18 @@ class Journal:
         finally:
             os.close(fd)
 
-    def _resume(self, place: Place) -> None:
+    def _resume(self, place: Place, synced: Place | None) -> None:
         """Go on at the end of an existing segment.
 
-        Nothing says that its last bytes ever reached the disk, so they count as synced only after a sync.
+        `synced` is up to where it is durable for certain, if the last holder left no word. What stands behind
+        that counts as durable only after a sync.
         """
         self._fd = open_segment(self._dir_fd, place.segment, os.O_RDWR | os.O_APPEND, shown=self.path)
         self._name = place.segment
         state = self._state
-        if state.segment != str(place.segment):
-            state.segment, state.synced, state.synced_seq, state.synced_head = str(place.segment), 0, 0, ""
+        if synced is not None and synced.segment == place.segment:
+            state.synced, state.synced_seq, state.synced_head = synced.offset, synced.seq, synced.prev.decode()
+        state.segment = str(place.segment)
         state.acked, state.seq, state.head = place.offset, place.seq, place.prev.decode()
         if state.synced != state.acked and file_size(self._fd) == place.offset:
             self._sync()
@@ -641,7 +645,13 @@ class Journal:
         assert self._lock is not None
         self._state.state = state  # type: ignore[assignment]
         clock.note(self._state, now_ns(), clock.boot_ns())
-        self._lock.write(self._state)
+        try:
+            self._lock.write(self._state)
+        except OSError as error:
+            if state == "syncing":
+                raise
+            # A hint that is out of date costs the next to take the lock a look at the files, and nothing else.
+            log.warning("%s: %s cannot be written: %s", self.path, LOCK_FILE, error.strerror)
 
     # Batches
 
@@ -661,6 +671,8 @@ class Journal:
         state.acked += sum(map(len, lines_written))
         state.seq += len(lines_written)
         state.head = checksum_of(lines_written[-1]).decode()
+        if error is None:
+            self._check_end()
         failure: JournalError | None = None if error is None else self._explain(error)
         try:
             if self.config.durability == "disk":
@@ -680,6 +692,14 @@ class Journal:
             [checksum_of(line) for line in lines_written[len(own) :]],
             failure,
         )
+
+    def _check_end(self) -> None:
+        """See whether our lines stand where they belong: a writer that takes no lock may have come between."""
+        end = os.lseek(self._fd, 0, os.SEEK_CUR)
+        if end != self._state.acked:
+            foreign = end - self._state.acked
+            log.critical("%s: somebody else wrote %d bytes while the lock was held", self.path, foreign)
+            self._state.acked = end
 
     def _own_parts(self, resources: Mapping[str, Resource]) -> list[bytes]:
         now = now_ns()
@@ -734,7 +754,7 @@ class Journal:
         if acked_before is not None:
             # Until the sync has succeeded, another process must not take these records for acknowledged.
             state.acked = acked_before
-        self._publish("syncing")
+        self._announce_sync(acked_before)
         try:
             os.fdatasync(self._fd)
         except OSError as error:
@@ -750,6 +770,15 @@ class Journal:
         state.seq = state.synced_seq = seq
         state.head = state.synced_head = head
         self._publish("idle")
+
+    def _announce_sync(self, acked_before: int | None) -> None:
+        """Say in `.lock` that a sync begins; where that fails, take back what was written and not acknowledged."""
+        try:
+            self._publish("syncing")
+        except OSError:
+            if acked_before is not None:
+                os.ftruncate(self._fd, acked_before)
+            raise
 
     # Checkpoints
 

@@ -67,6 +67,8 @@ class Inspection:
 
     place: Place | None
     finding: Finding | None
+    synced: Place | None = None
+    """A record's end in the last segment up to which all is durable for certain."""
     checkpoint_size: int = 0
     checkpoint_seq: int = -1
 
@@ -87,10 +89,10 @@ def inspect(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Inspe
             return _lost(state, mismatch)
         start = Place(_name(state.segment), state.acked, state.seq, state.head.encode() or ZEROS)
         found = _check_from(dir_fd, path, chain, start, synced=state.synced_seq)
-        return Inspection(found.place, found.finding, state.checkpoint_size, state.checkpoint_seq)
+        return Inspection(found.place, found.finding, None, state.checkpoint_size, state.checkpoint_seq)
     anchor, checkpoint = find_anchor(dir_fd, path, chain)
     found = _check_from(dir_fd, path, chain, anchor, synced=checkpoint[0])
-    return Inspection(found.place, found.finding, *checkpoint)
+    return Inspection(found.place, found.finding, found.synced, *checkpoint)
 
 
 def find_anchor(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int, int]]:
@@ -162,6 +164,7 @@ def _lost(state: State, reason: str) -> Inspection:
     return Inspection(
         place,
         Finding("damage", segment, state.acked, state.seq, reason),
+        None,
         state.checkpoint_size,
         state.checkpoint_seq,
     )
@@ -193,6 +196,7 @@ class _Walk:
     def __init__(self, start: Place, synced: int) -> None:
         self.check = ChainCheck(start.seq, start.prev, synced)
         self.place = start
+        self.synced = start
         self.piece: Piece | None = None
         self.bad: Finding | None = None
         self.kinds: set[Kind] = set()
@@ -213,6 +217,9 @@ class _Walk:
         got = self.check.take(line)
         if isinstance(got, Tail):
             self.place = Place(self.piece.name, offset + len(line), self.check.seq, self.check.prev)
+            if self.synced.segment != self.piece.name:
+                # A segment's header was synced before anything followed it.
+                self.synced = self.place
             if self.bad is not None:
                 self.kinds.add("damage")
             return
@@ -233,7 +240,7 @@ class _Walk:
     def result(self) -> Inspection:
         bad = self.bad
         if bad is None:
-            return Inspection(self.place, None)
+            return Inspection(self.place, None, self.synced)
         kind = bad.kind
         if kind == "residue":
             if bad.seq < self.check.synced or "damage" in self.kinds:
@@ -250,4 +257,4 @@ class _Walk:
             elif self.behind[-1].seq > place.seq:
                 place = self.behind[-1]
         finding = Finding(kind, bad.segment, bad.offset, bad.seq, bad.reason, records)
-        return Inspection(place, finding)
+        return Inspection(place, finding, self.synced)
