@@ -115,8 +115,7 @@ class Writer:
         self._resources: dict[str, Resource] = {}
         self._room: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._gaps: dict[str, _Gap] = {}
-        self._asleep = _BUSY
-        self._flushing = False
+        self._asleep = _IDLE
         self._closing = False
         self._closed = False
         self._in_flight_records = 0
@@ -174,7 +173,7 @@ class Writer:
             raise LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
         # No lock: a deque's append is atomic, and the thread looks at it after saying that it sleeps.
         self._spans.append(span)
-        if self._asleep == _IDLE or self._thread is None:
+        if self._asleep == _IDLE:
             with self._lock:
                 self._rouse()
 
@@ -335,6 +334,7 @@ class Writer:
             self._parts = last
             self._bytes = sum(map(len, last))
             self._waiters = [(0, id, waiter) for _, id, waiter in waiters]
+        self._asleep = _BUSY
         self._thread = threading.Thread(target=self._run, name=f"otledger-{self.config.machine}", daemon=True)
         self._thread.start()
 
