@@ -10,25 +10,21 @@ import os
 _spans: list[str] = []
 _traces: list[str] = []
 _events: list[str] = []
-_prefix = (-1, "")
-"""A millisecond, and the digits that ids of that millisecond begin with."""
 _VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 
 
-def event_id(ns: int) -> str:
-    """Give a UUIDv7 (RFC 9562) for the instant `ns`, as 32 lower-case hex digits."""
-    global _prefix
-    millisecond, prefix = _prefix
-    if millisecond != ns // 1_000_000:
-        millisecond = ns // 1_000_000
-        # 48 bits of time, the version, and 12 bits that are random for each millisecond.
-        prefix = f"{millisecond & 0xFFFFFFFFFFFF:012x}7{span_id()[:3]}"
-        _prefix = millisecond, prefix
+def event_prefix(millisecond: int) -> str:
+    """Give what ids of events of a millisecond since the epoch begin with: 13 digits of a UUIDv7 (RFC 9562)."""
+    return f"{millisecond & 0xFFFFFFFFFFFF:012x}7"
+
+
+def event_rest() -> str:
+    """Give what follows the prefix of an event's id: 19 digits, random but for the variant."""
     try:
-        return prefix + _events.pop()
+        return _events.pop()
     except IndexError:
-        _events.extend(_VARIANT[run[0]] + run[1:] for run in _random(16))
-        return prefix + _events.pop()
+        _events.extend(run[:3] + _VARIANT[run[3]] + run[4:] for run in _random(19))
+        return _events.pop()
 
 
 def span_id() -> str:
@@ -52,7 +48,8 @@ def trace_id() -> str:
 def _random(length: int) -> list[str]:
     digits = os.urandom(4096).hex()
     zeros = "0" * length
-    return [run for i in range(0, len(digits), length) if (run := digits[i : i + length]) != zeros]
+    ends = range(0, len(digits) - length + 1, length)
+    return [run for i in ends if (run := digits[i : i + length]) != zeros]
 
 
 def _after_fork() -> None:

@@ -19,7 +19,7 @@ import msgspec
 from otledger import values
 from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.errors import EventRefused, FormatError
-from otledger.ids import event_id
+from otledger.ids import event_prefix, event_rest
 
 Extension = str | bool | int
 
@@ -244,7 +244,7 @@ def _member(name: str, value: Extension) -> str:
 class Encoder:
     """Makes parts (see batch.py) for one machine and service. Remembers what is the same from event to event."""
 
-    __slots__ = ("_heads", "_machine", "_own_heads", "_second", "on_repr", "reprs", "source")
+    __slots__ = ("_heads", "_instant", "_machine", "_own_heads", "on_repr", "reprs", "source")
 
     _REMEMBERED = 1024
 
@@ -254,7 +254,7 @@ class Encoder:
         self._machine = _member("machine", machine)
         self._heads: dict[tuple[str, str | None], str] = {}
         self._own_heads: dict[str, str] = {}
-        self._second = (-1, "")
+        self._instant = (-1, "", "")
         self.reprs = 0
         self.on_repr = self._count_repr
 
@@ -277,7 +277,10 @@ class Encoder:
         Raises `EventRefused` if a name, the size or the depth is not allowed.
         """
         head = self._heads.get((type, source)) or self._head(type, source)
-        id = event_id(ns)
+        millisecond, prefix, text = self._instant
+        if ns // 1_000_000 != millisecond:
+            prefix, text = self._note_instant(ns)
+        id = prefix + event_rest()
         tail = self._machine
         if subject is not None:
             tail = _member("subject", _check_text("subject", subject)) + tail
@@ -289,7 +292,9 @@ class Encoder:
             for name, value in extensions.items():
                 tail += _member(name, value)
         payload = "" if data is None else f',"data":{self._payload(data)}'
-        return id, self._sized(f'{{"specversion":"1.0","id":"{id}{head}{self._time(ns)}"{tail}{payload}'.encode())
+        return id, self._sized(
+            f'{{"specversion":"1.0","id":"{id}{head}{text}{ns % 1_000_000:06d}Z"{tail}{payload}'.encode()
+        )
 
     def draft(self, draft: Draft, ns: int, *, reserved: bool = False) -> tuple[str, bytes]:
         """Give id and part of a draft; `ns` is the time of append, used where the draft's own is no instant.
@@ -298,7 +303,7 @@ class Encoder:
         """
         when = parse_time(draft.time) if isinstance(draft.time, str) else draft.time
         time = format_time(when if isinstance(when, int) and not isinstance(when, bool) else ns)
-        id = event_id(ns) if draft.id is None else _check_text("id", draft.id)
+        id = event_prefix(ns // 1_000_000) + event_rest() if draft.id is None else _check_text("id", draft.id)
         type = _check_text("type", draft.type) if reserved else check_type(draft.type)
         check_extensions(draft.extensions)
         members = [
@@ -339,9 +344,12 @@ class Encoder:
             head = self._own_heads[type] = self._make_head(type, self.source)
         if ns.__class__ is not int or not 0 <= ns < _YEAR_10000:
             ns = now_ns()
+        millisecond, prefix, text = self._instant
+        if ns // 1_000_000 != millisecond:
+            prefix, text = self._note_instant(ns)
         return (
-            f'{{"specversion":"1.0","id":"{event_id(ns)}{head}{self._time(ns)}"{self._machine}{members}'
-            f',"data":{payload}'
+            f'{{"specversion":"1.0","id":"{prefix}{event_rest()}{head}{text}{ns % 1_000_000:06d}Z"'
+            f'{self._machine}{members},"data":{payload}'
         ).encode()
 
     def _count_repr(self) -> None:
@@ -373,14 +381,12 @@ class Encoder:
     def _make_head(type: str, source: str) -> str:
         return '"' + _member("source", source) + _member("type", type) + ',"time":"'
 
-    def _time(self, ns: int) -> str:
-        # One attribute, so that threads never see the number of one second and the text of another.
-        second, text = self._second
-        if second != ns // 1_000_000_000:
-            second = ns // 1_000_000_000
-            text = format_time(ns)[:20]
-            self._second = second, text
-        return f"{text}{ns % 1_000_000_000:09d}Z"
+    def _note_instant(self, ns: int) -> tuple[str, str]:
+        """Give what ids and times of this millisecond begin with, and remember it."""
+        prefix, text = event_prefix(ns // 1_000_000), format_time(ns)[:23]
+        # One attribute, so that threads never see the number of one millisecond and the texts of another.
+        self._instant = ns // 1_000_000, prefix, text
+        return prefix, text
 
 
 def now_ns() -> int:

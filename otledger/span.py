@@ -36,6 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _INTERNAL = SpanKind.INTERNAL
 _UNSET = StatusCode.UNSET
 _PLAIN = frozenset((str, bool, int, float))
+_FLAGS = [f'-{flags:02x}"' for flags in range(256)]
 _ROOM = MAX_LINE - STAMP_ROOM - 4096
 """The most bytes that the `data` of a span's record may have; the rest of the line is short."""
 
@@ -108,6 +109,14 @@ class Span(OtelSpan):
     they do nothing but warn.
     """
 
+    # Declared, as attributes in a slot are read several times faster than defaults of the class.
+    __slots__ = (
+        *("_attributes", "_description", "_dropped", "_dropped_events", "_dropped_links", "_end", "_events", "_given"),
+        *("_given_links", "_left", "_links", "_parent", "_parent_context", "_parent_id", "_parent_remote", "_plain"),
+        *("_record_exception", "_recorder", "_set_status_on_exception", "_span_context", "_start", "_status", "_token"),
+        *("_trace_state", "_turn", "kind", "name", "span_id", "trace_flags", "trace_id"),
+    )
+
     def __init__(
         self,
         recorder: Recorder,
@@ -130,31 +139,29 @@ class Span(OtelSpan):
         self._record_exception = record_exception
         self._set_status_on_exception = set_status_on_exception
 
-    # What most spans leave as it is, so that making one stays cheap.
-    trace_id = ""
-    """32 hex digits, empty until the span begins."""
-    span_id = ""
-    """16 hex digits."""
-    trace_flags = 1
-    _trace_state: TraceState | None = None
-    _span_context: SpanContext | None = None
-    _parent: OtelSpan | None = None
-    _parent_id: str | None = None
-    _parent_remote = False
-    _turn: str | None = None
-    _token: Token[Context] | None = None
-    _end: int | None = None
-    _left = False
-    """Left in another context than it was entered in: whoever finds it current takes its parent instead."""
-    _plain = True
-    """Whether orjson may be handed the attributes as they are: all text, finite numbers and booleans."""
-    _events: Sequence[dict[str, Any]] = ()
-    _links: Sequence[dict[str, Any]] = ()
-    _dropped = 0
-    _dropped_events = 0
-    _dropped_links = 0
-    _status = StatusCode.UNSET
-    _description: str | None = None
+        self.trace_id = ""
+        self.span_id = ""
+        self.trace_flags = 1
+        self._trace_state: TraceState | None = None
+        self._span_context: SpanContext | None = None
+        self._parent: OtelSpan | None = None
+        self._parent_id: str | None = None
+        self._parent_remote = False
+        self._turn: str | None = None
+        self._token: Token[Context] | None = None
+        self._end: int | None = None
+        # Left in another context than it was entered in: whoever finds it current takes its parent instead.
+        self._left = False
+        self._attributes: dict[str, Any] = {}
+        # Whether orjson may be handed the attributes as they are: text, booleans, integers, finite numbers.
+        self._plain = True
+        self._events: Sequence[dict[str, Any]] = ()
+        self._links: Sequence[dict[str, Any]] = ()
+        self._dropped = 0
+        self._dropped_events = 0
+        self._dropped_links = 0
+        self._status = _UNSET
+        self._description: str | None = None
 
     # Beginning
 
@@ -175,7 +182,6 @@ class Span(OtelSpan):
                 trace_id = self._under(parent)
         self.trace_id = trace_id or ids.trace_id()
         self.span_id = ids.span_id()
-        self._attributes: dict[str, Any] = {}
         if self._given:
             self._take_given(self._given)
         for link in self._given_links or ():
@@ -189,12 +195,12 @@ class Span(OtelSpan):
         limits = self._recorder.limits
         if limits.length is None and (limits.attributes is None or len(given) <= limits.attributes):
             for key, value in given.items():
-                if value.__class__ not in _PLAIN or key.__class__ is not str or not key:
+                if type(value) not in _PLAIN or type(key) is not str or not key:
                     break
-                if value.__class__ is float and not isfinite(value):
+                if type(value) is float and not isfinite(value):
                     self._plain = False
             else:
-                self._attributes = dict(given)
+                self._attributes = {**given}
                 return
         self.set_attributes(given)
 
@@ -418,7 +424,7 @@ class Span(OtelSpan):
     @property
     def members(self) -> str:
         """The members of a record that was emitted in this span: `traceparent`, `tracestate`."""
-        members = f',"traceparent":"00-{self.trace_id}-{self.span_id}-{self.trace_flags & 0xFF:02x}"'
+        members = f',"traceparent":"00-{self.trace_id}-{self.span_id}{_FLAGS[self.trace_flags & 0xFF]}'
         if self._trace_state:
             members += f',"tracestate":{_dumps(self._trace_state.to_header())}'
         return members
@@ -448,8 +454,11 @@ class Span(OtelSpan):
                 before += ',"parent_is_remote":true'
         if end is not None:
             after = f',"end":{end if end.__class__ is int else _dumps(end)}'
-        if attributes or events or self._links:
+        if events or self._links or not self._plain:
             after += self._collections(attributes, events)
+        elif attributes:
+            raw = _encode_plain(attributes)
+            after += f',"attributes":{raw.decode()}' if len(raw) <= _ROOM else self._collections(attributes, ())
         if self._status is not _UNSET:
             status = {"code": self._status.name}
             if self._description is not None:
@@ -458,7 +467,7 @@ class Span(OtelSpan):
         if self._dropped or self._dropped_events or self._dropped_links:
             counts = {"attributes": self._dropped, "events": self._dropped_events, "links": self._dropped_links}
             after += f',"dropped":{_dumps({name: count for name, count in counts.items() if count})}'
-        members = f',"traceparent":"00-{self.trace_id}-{self.span_id}-{self.trace_flags & 0xFF:02x}"'
+        members = f',"traceparent":"00-{self.trace_id}-{self.span_id}{_FLAGS[self.trace_flags & 0xFF]}'
         if self._trace_state or self._turn is not None:
             members = self._more_members()
         recorder = self._recorder
@@ -477,10 +486,6 @@ class Span(OtelSpan):
     def _collections(self, attributes: dict[str, Any], events: Sequence[dict[str, Any]]) -> str:
         """Give attributes, events and links as members, cut where a line has no place for them."""
         try:
-            if not events and not self._links:
-                raw = _encode_plain(attributes) if self._plain else values.encode(attributes)
-                if len(raw) <= _ROOM:
-                    return f',"attributes":{raw.decode()}'
             encoded = [values.encode(item) if item else b"" for item in (attributes, events, self._links)]
             fits = sum(map(len, encoded)) <= _ROOM
         except values.TooDeep:

@@ -118,8 +118,7 @@ class Writer:
         self._asleep = _IDLE
         self._closing = False
         self._closed = False
-        self._in_flight_records = 0
-        self._in_flight_bytes = 0
+        self._set_in_flight(0, 0)
         self.full = False
         """No place for another record, or new ones are refused."""
         # Owned by the thread, read by others.
@@ -133,7 +132,7 @@ class Writer:
         self._synced = time.monotonic()
         self._unsynced = False
         self._busy_since = 0.0
-        self._accepted = self._written = self._durable = self._dropped = 0
+        self._taken = self._written = self._durable = self._dropped = 0
 
     # For callers, from any thread
 
@@ -154,17 +153,13 @@ class Writer:
                 raise LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
             parts = self._parts
             parts.append(part)
-            self._bytes += len(part)
-            self._accepted += 1
-            if (
-                len(parts) + self._in_flight_records >= self.config.queue_records
-                or self._bytes + self._in_flight_bytes >= self.config.queue_bytes
-            ):
+            self._bytes = size = self._bytes + len(part)
+            if size >= self._bytes_left or len(parts) >= self._records_left:
                 self.full = True
             if waiter is not None:
                 self._waiters.append((len(parts) - 1, id, waiter))
                 self._rouse()
-            elif self._asleep and (self._asleep == _IDLE or self._bytes >= WAKE_BYTES):
+            elif self._asleep and (self._asleep == _IDLE or size >= WAKE_BYTES):
                 self._rouse()
 
     def put_span(self, span: OpenSpan) -> None:
@@ -270,7 +265,7 @@ class Writer:
                 state=state,
                 queued_records=len(self._parts) + self._in_flight_records,
                 queued_bytes=self._bytes + self._in_flight_bytes,
-                accepted=self._accepted,
+                accepted=self._taken + len(self._parts),
                 written=self._written,
                 durable=self._durable,
                 dropped=self._dropped,
@@ -392,8 +387,14 @@ class Writer:
         self._waiters = [(at - len(taken), id, waiter) for at, id, waiter in self._waiters if at >= len(taken)]
         size = sum(map(len, taken))
         self._bytes -= size
-        self._in_flight_records, self._in_flight_bytes = len(taken), size
+        self._taken += len(taken)
+        self._set_in_flight(len(taken), size)
         return Batch([*own, *taken], dict(self._resources)), [(at + len(own), id, w) for at, id, w in now], spans
+
+    def _set_in_flight(self, records: int, size: int) -> None:
+        """Note what was taken off the queue and is not written yet: it counts as queued."""
+        self._in_flight_records, self._in_flight_bytes = records, size
+        self._records_left, self._bytes_left = self.config.queue_records - records, self.config.queue_bytes - size
 
     def _gap_part(self, reason: str, gap: _Gap) -> bytes:
         data = {
@@ -494,8 +495,7 @@ class Writer:
             self._written += count
             self._durable += count
             self._retry = Batch(rest, batch.resources) if rest else None
-            self._in_flight_records = len(rest)
-            self._in_flight_bytes = sum(map(len, rest))
+            self._set_in_flight(len(rest), sum(map(len, rest)))
             rooms = self._update_full()
         _deliver(outcomes)
         _wake_rooms(rooms)
