@@ -1,0 +1,23 @@
+"""The rows of the table, by the names that `--only` takes."""
+
+from collections.abc import Callable
+
+from . import reading, startup, writing
+from .bench import Bench
+from .measure import Measurement
+
+ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
+    "emit": writing.emit,
+    "append": writing.append,
+    "span": writing.span,
+    "lag": writing.lag,
+    "stall": writing.stall,
+    "growth": writing.growth,
+    "open": writing.opening,
+    "processes": writing.processes,
+    "memory": writing.memory,
+    "verify": reading.verify,
+    "scan": reading.scan,
+    "tail": reading.tail,
+    "startup": startup.startup,
+}
