@@ -10,18 +10,23 @@ Start with `open` (asyncio), `open_sync` (without), `Reader` and `verify`. `otle
 
 from __future__ import annotations
 
-from otledger.config import Config
-from otledger.errors import EventRefused, JournalError, LedgerClosed, LedgerError, QueueFull
-from otledger.filter import Filter
-from otledger.journal import Journal, Receipt
-from otledger.ledger import Ledger, SyncLedger, open, open_sync
-from otledger.processors import redact
-from otledger.reader import Reader
-from otledger.record import Draft, Record, ipc_hash
-from otledger.span import Span
-from otledger.verify import Fault, Report, Status, verify
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from otledger.version import VERSION as __version__
-from otledger.writer import Health
+
+if TYPE_CHECKING:
+    from otledger.config import Config
+    from otledger.errors import EventRefused, JournalError, LedgerClosed, LedgerError, QueueFull
+    from otledger.filter import Filter
+    from otledger.journal import Journal, Receipt
+    from otledger.ledger import Ledger, SyncLedger, open, open_sync
+    from otledger.processors import redact
+    from otledger.reader import Reader
+    from otledger.record import Draft, Record, ipc_hash
+    from otledger.span import Span
+    from otledger.verifier import Fault, Report, Status, verify
+    from otledger.writer import Health
 
 __all__ = [
     "Config",
@@ -50,3 +55,32 @@ __all__ = [
     "redact",
     "verify",
 ]
+
+_HOMES = {
+    "config": ("Config",),
+    "errors": ("EventRefused", "JournalError", "LedgerClosed", "LedgerError", "QueueFull"),
+    "filter": ("Filter",),
+    "journal": ("Journal", "Receipt"),
+    "ledger": ("Ledger", "SyncLedger", "open", "open_sync"),
+    "processors": ("redact",),
+    "reader": ("Reader",),
+    "record": ("Draft", "Record", "ipc_hash"),
+    "span": ("Span",),
+    "verifier": ("Fault", "Report", "Status", "verify"),
+    "writer": ("Health",),
+}
+_MODULES = {name: f"otledger.{module}" for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # Each name is imported when it is first used: a reader needs no OpenTelemetry, a writer no verify.
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'otledger' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -19,7 +19,8 @@ _TURN_KEY = context_api.create_key("otledger-turn")
 # and logs a traceback.
 _runtime = context_api._RUNTIME_CONTEXT
 
-current = _runtime.get_current
+current = getattr(getattr(_runtime, "_current_context", None), "get", _runtime.get_current)
+"""Gives the current context; of the usual runtime the context variable's own method, which costs a quarter."""
 attach = _runtime.attach
 
 

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import Token
 from pathlib import Path
+from time import time_ns
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -28,10 +29,10 @@ from otledger.errors import ConfigurationError, EventRefused, LedgerClosed, Ledg
 from otledger.journal import Receipt, Resource
 from otledger.processors import Processor
 from otledger.reader import Reader
-from otledger.record import Draft, Encoder, Extension, check_extensions, now_ns
+from otledger.record import Draft, Encoder, Extension, check_extensions
 from otledger.schemas import Check, compile_schemas
 from otledger.span import Limits, Span
-from otledger.verify import Report, verify
+from otledger.verifier import Report, verify
 from otledger.version import VERSION
 from otledger.writer import Health, Writer
 
@@ -89,39 +90,7 @@ class _Core:
 
     # Events
 
-    def encode(
-        self,
-        type: str,
-        data: Any,
-        subject: str | None,
-        source: str | None,
-        ipc_hash: str | None,
-        extensions: Mapping[str, Extension] | None,
-        time: int | str | None,
-        id: str | None,
-    ) -> tuple[str, bytes | None]:
-        """Give id and part of an event; no part where a processor dropped it."""
-        members = ""
-        context = ctx.current()
-        if context:
-            if ipc_hash is None:
-                ipc_hash = ctx.current_turn(context)
-            members = _span_members(context)
-        if self.slow or time is not None or id is not None:
-            draft = Draft(type, data, subject, source, ipc_hash, dict(extensions or {}), time, id)
-            return self._process(draft, members)
-        return self.encoder.event(
-            type,
-            data,
-            now_ns(),
-            source=source,
-            subject=subject,
-            ipc_hash=ipc_hash,
-            members=members,
-            extensions=extensions,
-        )
-
-    def _process(self, draft: Draft, members: str) -> tuple[str, bytes | None]:
+    def process(self, draft: Draft, members: str) -> tuple[str, bytes | None]:
         if members:
             found = orjson.loads("{" + members[1:] + "}")
             draft.traceparent, draft.tracestate = found.get("traceparent"), found.get("tracestate")
@@ -131,7 +100,7 @@ class _Core:
         check = self.checks.get(kept.type)
         if check is not None and kept.data is not None:
             self._check(check, kept)
-        return self.encoder.draft(kept, now_ns())
+        return self.encoder.draft(kept, time_ns())
 
     def _run_processors(self, draft: Draft) -> Draft | None:
         # What the processors are given must be storable, and a copy: they may change it.
@@ -292,6 +261,7 @@ class _View:
         self._source = source
         self._ipc_hash = ipc_hash
         self._extensions = extensions
+        self._bound = any(default is not None for default in (subject, source, ipc_hash, extensions))
 
     def _encode(
         self,
@@ -304,18 +274,21 @@ class _View:
         time: int | str | None,
         id: str | None,
     ) -> tuple[str, bytes | None]:
-        if self._extensions:
-            extensions = {**self._extensions, **(extensions or {})}
-        return self._core.encode(
-            type,
-            data,
-            self._subject if subject is None else subject,
-            self._source if source is None else source,
-            self._ipc_hash if ipc_hash is None else ipc_hash,
-            extensions,
-            time,
-            id,
-        )
+        """Give id and part of an event; no part where a processor dropped it."""
+        core = self._core
+        members = ""
+        if self._bound:
+            subject = self._subject if subject is None else subject
+            source = self._source if source is None else source
+            ipc_hash = self._ipc_hash if ipc_hash is None else ipc_hash
+            extensions = {**(self._extensions or {}), **(extensions or {})}
+        context = ctx.current()
+        if context:
+            ipc_hash = ctx.current_turn(context) if ipc_hash is None else ipc_hash
+            members = _span_members(context)
+        if core.slow or time is not None or id is not None:
+            return core.process(Draft(type, data, subject, source, ipc_hash, dict(extensions or {}), time, id), members)
+        return core.encoder.event(type, data, time_ns(), source, subject, ipc_hash, members, extensions)
 
     def emit_nowait(
         self,

@@ -240,6 +240,15 @@ def _member(name: str, value: Extension) -> str:
 
 # Lines
 
+_MAX_PART = MAX_LINE - STAMP_ROOM
+
+
+def _too_large(part: bytes) -> EventRefused:
+    return EventRefused(
+        f"the event has {len(part):,} bytes as JSON: a line has at most {MAX_LINE:,};"
+        " store the payload elsewhere and its hash here"
+    )
+
 
 class Encoder:
     """Makes parts (see batch.py) for one machine and service. Remembers what is the same from event to event."""
@@ -263,7 +272,6 @@ class Encoder:
         type: str,
         data: Any,
         ns: int,
-        *,
         source: str | None = None,
         subject: str | None = None,
         ipc_hash: str | None = None,
@@ -282,6 +290,21 @@ class Encoder:
             prefix, text = self._note_instant(ns)
         id = prefix + event_rest()
         tail = self._machine
+        if subject is not None or ipc_hash is not None or members or extensions:
+            tail = self._tail(subject, ipc_hash, members, extensions)
+        try:
+            payload = "" if data is None else f',"data":{values.encode(data, self.on_repr).decode()}'
+        except values.TooDeep as error:
+            raise EventRefused(f"data cannot be stored: {error}") from None
+        part = f'{{"specversion":"1.0","id":"{id}{head}{text}{ns % 1_000_000:06d}Z"{tail}{payload}'.encode()
+        if len(part) > _MAX_PART:
+            raise _too_large(part)
+        return id, part
+
+    def _tail(
+        self, subject: str | None, ipc_hash: str | None, members: str, extensions: Mapping[str, Extension] | None
+    ) -> str:
+        tail = self._machine
         if subject is not None:
             tail = _member("subject", _check_text("subject", subject)) + tail
         if ipc_hash is not None:
@@ -291,10 +314,7 @@ class Encoder:
             check_extensions(extensions)
             for name, value in extensions.items():
                 tail += _member(name, value)
-        payload = "" if data is None else f',"data":{self._payload(data)}'
-        return id, self._sized(
-            f'{{"specversion":"1.0","id":"{id}{head}{text}{ns % 1_000_000:06d}Z"{tail}{payload}'.encode()
-        )
+        return tail
 
     def draft(self, draft: Draft, ns: int, *, reserved: bool = False) -> tuple[str, bytes]:
         """Give id and part of a draft; `ns` is the time of append, used where the draft's own is no instant.
@@ -331,8 +351,14 @@ class Encoder:
                 raise EventRefused(f"mark {name!r}: at most 20 of a-z and 0-9, beginning with 'otl' or 'orig'")
             members.append(_member(name, value))
         if draft.data is not None:
-            members.append(f',"data":{self._payload(draft.data)}')
-        return id, self._sized("".join(members).encode())
+            try:
+                members.append(f',"data":{values.encode(draft.data, self.on_repr).decode()}')
+            except values.TooDeep as error:
+                raise EventRefused(f"data cannot be stored: {error}") from None
+        part = "".join(members).encode()
+        if len(part) > _MAX_PART:
+            raise _too_large(part)
+        return id, part
 
     def telemetry(self, type: str, ns: Any, payload: str, members: str = "") -> bytes:
         """Give the part of one of otledger's own records, whose payload is JSON already.
@@ -354,20 +380,6 @@ class Encoder:
 
     def _count_repr(self) -> None:
         self.reprs += 1
-
-    def _payload(self, data: Any) -> str:
-        try:
-            return values.encode(data, on_repr=self.on_repr).decode()
-        except values.TooDeep as error:
-            raise EventRefused(f"data cannot be stored: {error}") from None
-
-    def _sized(self, part: bytes) -> bytes:
-        if len(part) > MAX_LINE - STAMP_ROOM:
-            raise EventRefused(
-                f"the event has {len(part):,} bytes as JSON: a line has at most {MAX_LINE:,};"
-                " store the payload elsewhere and its hash here"
-            )
-        return part
 
     def _head(self, type: str, source: str | None) -> str:
         where = self.source if source is None else _check_text("source", source)

@@ -42,7 +42,7 @@ class TooDeep(ValueError):
         )
 
 
-def encode(value: object, *, on_repr: Callable[[], None] | None = None) -> bytes:
+def encode(value: object, on_repr: Callable[[], None] | None = None) -> bytes:
     """Write a payload as JSON text.
 
     Gives compact UTF-8 without NaN, repeated members, or a raw U+0085, U+2028 or U+2029. `on_repr` is called

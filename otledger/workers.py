@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import msgspec
 
 from otledger.errors import LedgerError
-from otledger.verify import Chunk, check_chunk
+from otledger.verifier import Chunk, check_chunk
 
 
 def check_chunks(chunks: list[Chunk], processes: int) -> Iterator[Chunk]:
