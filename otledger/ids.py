@@ -10,20 +10,22 @@ import os
 _spans: list[str] = []
 _traces: list[str] = []
 _events: list[str] = []
-_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 
 
 def event_prefix(millisecond: int) -> str:
-    """Give what ids of events of a millisecond since the epoch begin with: 13 digits of a UUIDv7 (RFC 9562)."""
-    return f"{millisecond & 0xFFFFFFFFFFFF:012x}7"
+    """Give what ids of events of a millisecond since the epoch begin with: 17 digits of a UUIDv7 (RFC 9562).
+
+    They hold the time, the version, 12 random bits, and the variant.
+    """
+    return f"{millisecond & 0xFFFFFFFFFFFF:012x}7{span_id()[:3]}8"
 
 
 def event_rest() -> str:
-    """Give what follows the prefix of an event's id: 19 digits, random but for the variant."""
+    """Give the 15 random digits that follow the prefix of an event's id."""
     try:
         return _events.pop()
     except IndexError:
-        _events.extend(run[:3] + _VARIANT[run[3]] + run[4:] for run in _random(19))
+        _events.extend(_random(15))
         return _events.pop()
 
 

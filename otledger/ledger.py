@@ -428,12 +428,17 @@ class View(_View):
         """
         core = self._core
         own = core._writer or core.writer
-        core.burst -= 1
-        if (core.burst < 0 or own.full) and not await core.make_room(own):
+        core.burst = left = core.burst - 1
+        if (left < 0 or own.full) and not await core.make_room(own):
             return ""
-        id, part = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
-        if part is not None:
-            own.put(part)
+        if self._bound or core.slow or time is not None or id is not None or ctx.current():
+            id, part = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
+            if part is None:
+                return id
+        else:
+            # What `_encode` comes to for most events, without a call more: emit is the hot path.
+            id, part = core.encoder.event(type, data, time_ns(), source, subject, ipc_hash, "", extensions)
+        own.put(part)
         return id
 
     async def append(

@@ -253,7 +253,7 @@ def _too_large(part: bytes) -> EventRefused:
 class Encoder:
     """Makes parts (see batch.py) for one machine and service. Remembers what is the same from event to event."""
 
-    __slots__ = ("_heads", "_instant", "_machine", "_own_heads", "on_repr", "reprs", "source")
+    __slots__ = ("_before_data", "_heads", "_instant", "_machine", "_own_heads", "on_repr", "reprs", "source")
 
     _REMEMBERED = 1024
 
@@ -261,9 +261,10 @@ class Encoder:
         self.source = f"/{machine}/{service}"
         _check_text("service", service)
         self._machine = _member("machine", machine)
+        self._before_data = f'Z"{self._machine},"data":'
         self._heads: dict[tuple[str, str | None], str] = {}
         self._own_heads: dict[str, str] = {}
-        self._instant = (-1, "", "")
+        self._instant = ("", "", "")
         self.reprs = 0
         self.on_repr = self._count_repr
 
@@ -285,21 +286,25 @@ class Encoder:
         Raises `EventRefused` if a name, the size or the depth is not allowed.
         """
         head = self._heads.get((type, source)) or self._head(type, source)
+        digits = str(ns)
         millisecond, prefix, text = self._instant
-        if ns // 1_000_000 != millisecond:
+        if digits[:-6] != millisecond:
             prefix, text = self._note_instant(ns)
         id = prefix + event_rest()
-        tail = self._machine
-        if subject is not None or ipc_hash is not None or members or extensions:
-            tail = self._tail(subject, ipc_hash, members, extensions)
         try:
-            payload = "" if data is None else f',"data":{values.encode(data, self.on_repr).decode()}'
+            payload = values.encode(data, self.on_repr).decode()
         except values.TooDeep as error:
             raise EventRefused(f"data cannot be stored: {error}") from None
-        part = f'{{"specversion":"1.0","id":"{id}{head}{text}{ns % 1_000_000:06d}Z"{tail}{payload}'.encode()
-        if len(part) > _MAX_PART:
-            raise _too_large(part)
-        return id, part
+        before_data = self._before_data
+        if subject is not None or ipc_hash is not None or members or extensions:
+            before_data = f'Z"{self._tail(subject, ipc_hash, members, extensions)},"data":'
+        if data is None:
+            before_data, payload = before_data.removesuffix(',"data":'), ""
+        part = f'{{"specversion":"1.0","id":"{id}{head}{text}{digits[-6:]}{before_data}{payload}'
+        encoded = part.encode()
+        if len(encoded) > _MAX_PART:
+            raise _too_large(encoded)
+        return id, encoded
 
     def _tail(
         self, subject: str | None, ipc_hash: str | None, members: str, extensions: Mapping[str, Extension] | None
@@ -368,13 +373,14 @@ class Encoder:
         head = self._own_heads.get(type)
         if head is None:
             head = self._own_heads[type] = self._make_head(type, self.source)
-        if ns.__class__ is not int or not 0 <= ns < _YEAR_10000:
+        if ns.__class__ is not int or not 1_000_000 <= ns < _YEAR_10000:
             ns = now_ns()
+        digits = str(ns)
         millisecond, prefix, text = self._instant
-        if ns // 1_000_000 != millisecond:
+        if digits[:-6] != millisecond:
             prefix, text = self._note_instant(ns)
         return (
-            f'{{"specversion":"1.0","id":"{prefix}{event_rest()}{head}{text}{ns % 1_000_000:06d}Z"'
+            f'{{"specversion":"1.0","id":"{prefix}{event_rest()}{head}{text}{digits[-6:]}Z"'
             f'{self._machine}{members},"data":{payload}'
         ).encode()
 
@@ -397,7 +403,7 @@ class Encoder:
         """Give what ids and times of this millisecond begin with, and remember it."""
         prefix, text = event_prefix(ns // 1_000_000), format_time(ns)[:23]
         # One attribute, so that threads never see the number of one millisecond and the texts of another.
-        self._instant = ns // 1_000_000, prefix, text
+        self._instant = str(ns)[:-6], prefix, text
         return prefix, text
 
 
