@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from otledger.batch import MAX_LINE
 from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
-from otledger.record import Record, parse
-from otledger.segment import BLOCK, Chain, Piece, lines, list_machines, open_folder, open_segment, read_chain
+from otledger.record import DECODE_ERRORS, Record, decode
+from otledger.segment import BLOCK, Chain, Piece, line_blocks, list_machines, open_folder, open_segment, read_chain
 
 if TYPE_CHECKING:
     from otledger.follow import Cursor, Follower
@@ -111,10 +111,10 @@ class Reader:
         for piece in source.chain.pieces:
             fd = _open(source, piece)
             try:
-                if piece.size is None:
-                    yield from take.from_lines(source, piece, lines(fd))
-                else:
-                    yield from take.from_lines(source, piece, lines(fd, 0, piece.size))
+                offset = 0
+                for block in line_blocks(fd, 0, piece.size):
+                    yield from take.from_block(source, piece, offset, block)
+                    offset += sum(map(len, block))
             finally:
                 os.close(fd)
 
@@ -129,8 +129,10 @@ class Reader:
             async with aiofiles.open(fd, "rb", buffering=0) as file:
                 splitter = Splitter(piece.size)
                 while not splitter.done and (block := await file.read(BLOCK)):
-                    for record in take.from_lines(source, piece, splitter.feed(block)):
-                        yield record
+                    lines = list(splitter.feed(block))
+                    if lines:
+                        for record in take.from_block(source, piece, lines[0][0], [line for _, line in lines]):
+                            yield record
 
 
 class _Take:
@@ -140,27 +142,33 @@ class _Take:
         self._line_test, self._record_test = filter.compile() if filter is not None else (None, None)
         self._on_fault = on_fault
 
-    def from_lines(self, source: _Source, piece: Piece, offered: Iterator[tuple[int, bytes]]) -> Iterator[Record]:
+    def from_block(self, source: _Source, piece: Piece, start: int, block: list[bytes]) -> Iterator[Record]:
+        """Give the wanted records of lines that follow each other from offset `start` on."""
         line_test, record_test = self._line_test, self._record_test
-        for offset, line in offered:
+        for line in block:
             if line_test is not None and not line_test(line):
                 continue
             try:
-                record = parse(line)
-            except FormatError as error:
-                self._fault(source, piece, offset, line, error)
+                record = decode(line)
+            except DECODE_ERRORS as error:
+                self._fault(source, piece, start, block, line, error)
                 continue
-            if not line.endswith(b"\n"):
-                continue
-            if record_test is None or record_test(record):
+            record.line = line
+            if (record_test is None or record_test(record)) and line.endswith(b"\n"):
                 yield record
 
-    def _fault(self, source: _Source, piece: Piece, offset: int, line: bytes, error: FormatError) -> None:
+    def _fault(
+        self, source: _Source, piece: Piece, start: int, block: list[bytes], line: bytes, error: Exception
+    ) -> None:
         if not line.endswith(b"\n") and len(line) <= MAX_LINE:
             return
+        at = next(i for i, other in enumerate(block) if other is line)
+        offset = start + sum(map(len, block[:at]))
         path = source.path / str(piece.name)
         fault = FormatError(
-            f"{path}, offset {offset}: {error}; see what is wrong with: otledger verify", path=path, offset=offset
+            f"{path}, offset {offset}: not a record: {error}; see what is wrong with: otledger verify",
+            path=path,
+            offset=offset,
         )
         if self._on_fault is None:
             raise fault

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from otledger import values
-from otledger.batch import MAX_LINE, STAMP_ROOM
+from otledger.batch import MAX_LINE, STAMP_ROOM, checksum_of
 from otledger.errors import EventRefused, FormatError
 from otledger.ids import event_prefix, event_rest
 
@@ -74,7 +74,6 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
     time: str
     machine: str
     seq: int
-    specversion: str = "1.0"
     datacontenttype: str | None = None
     dataschema: str | None = None
     subject: str | None = None
@@ -82,8 +81,6 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
     traceparent: str | None = None
     tracestate: str | None = None
     synced: int | None = None
-    prev: str = ""
-    checksum: str = ""
     raw: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="data")
     # Set after decoding; whatever a line may hold under this name is accepted first.
     line: Any = msgspec.field(default=b"", name="")
@@ -94,6 +91,20 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
         """The payload, with the values that JSON has no word for as they were (format, 3)."""
         raw = bytes(self.raw)
         return values.loads(raw) if raw else None
+
+    @property
+    def checksum(self) -> str:
+        """The checksum as stored, with its prefix; empty in an evledger partition."""
+        return f"sha256:{checksum_of(self.line).decode()}" if self._chained else ""
+
+    @property
+    def prev(self) -> str:
+        """The 64 hex digits of the record before; empty in an evledger partition."""
+        return self.line[-152:-88].decode() if self._chained else ""
+
+    @property
+    def _chained(self) -> bool:
+        return bool(self.line[-87:].startswith(b',"checksum":"sha256:'))
 
     @property
     def time_ns(self) -> int:
@@ -134,14 +145,16 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
         return members
 
 
-_decoder = msgspec.json.Decoder(Record)
+decode = msgspec.json.Decoder(Record).decode
+"""Gives the record of a line, without its `line`. Raises one of `DECODE_ERRORS`."""
+DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def parse(line: bytes) -> Record:
     """Give the record of a line, its checksum unchecked. Raises `FormatError` if it is no such object."""
     try:
-        record = _decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        record = decode(line)
+    except DECODE_ERRORS as error:
         raise FormatError(f"not a record: {error}") from None
     record.line = line
     return record

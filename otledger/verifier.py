@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from otledger.batch import CHECKSUM_BYTES, MAX_LINE, ZEROS, check_line, checksum_of
+from otledger.batch import CHECKSUM_BYTES, ZEROS, check_line, checksum_of
 from otledger.errors import FormatError, RootError
 from otledger.lock import WIDTH, decode_state
 from otledger.recovery import find_anchor
@@ -30,6 +29,8 @@ from otledger.segment import (
     find_back,
     is_foreign,
     last_line,
+    line_at,
+    line_blocks,
     lines,
     list_machines,
     open_folder,
@@ -225,66 +226,73 @@ class Chunk:
 def check_chunk(chunk: Chunk) -> Chunk:
     """Fill in what the lines of a chunk hold. The first good line's `seq` and `prev` are taken as they are."""
     fd = os.open(chunk.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(fd, "rb", buffering=1 << 20) as file:
+    try:
         offset = chunk.start
         if offset:
             # A line that begins before the chunk is the business of the chunk before.
-            file.seek(offset - 1)
-            offset += len(file.readline()) - 1
-        _check_lines(chunk, iter(partial(file.readline, MAX_LINE + 1), b""), offset)
+            offset += len(line_at(fd, offset - 1)) - 1
+        _check_lines(chunk, fd, offset)
+    finally:
+        os.close(fd)
     return chunk
 
 
-def _check_lines(chunk: Chunk, offered: Iterator[bytes], offset: int) -> None:
-    seq, prev = -1, b""
+def _check_lines(chunk: Chunk, fd: int, offset: int) -> None:
+    seq, checksum = -1, ""
     end, deep = chunk.end, chunk.deep
-    count = 0
     digest = sha256
-    for line in offered:
-        if offset >= end:
-            break
-        checksum = digest(line[:-CHECKSUM_BYTES]).hexdigest().encode()
-        # One comparison checks number, place in the chain, checksum and the end of the line.
-        if line.endswith(b',"seq":%d,"prev":"%b","checksum":"sha256:%b"}\n' % (seq, prev, checksum)):
-            count += 1
-            seq += 1
-            prev = checksum
-            if _CONTROL in line:
-                chunk.controls.append((offset, line.decode("utf-8", "replace")))
-            if deep:
-                _check_json(chunk, offset, line, seq - 1)
-        else:
-            tail = check_line(line)
-            if tail is None:
-                if not line.endswith(b"\n") and offset + len(line) >= end:
-                    _bad(chunk, offset, seq, "the last line is torn", "torn")
-                else:
-                    reason = (
-                        "a line that is not otledger's" if is_foreign(line) else "the checksum does not fit the line"
-                    )
-                    _bad(chunk, offset, seq, reason, "foreign" if is_foreign(line) else "broken")
-            else:
-                known = seq >= 0
-                if not known:
-                    chunk.first_seq, chunk.first_prev, chunk.first_offset = tail.seq, tail.prev.decode(), offset
-                elif tail.seq < seq:
-                    _bad(chunk, offset, seq, f"seq is {tail.seq}, and {seq} is due", f"fork {tail.seq}")
-                    offset += len(line)
-                    continue
-                elif tail.seq > seq:
-                    # After a broken line the next one tells its number: the loss is told already.
-                    if not (chunk.bad and chunk.bad[-1][1] == seq):
-                        _bad(chunk, offset, seq, f"seq is {tail.seq}, and {seq} is due", "gap")
-                elif not (chunk.bad and chunk.bad[-1][1] == seq):
-                    _bad(chunk, offset, seq, f"prev of seq {seq} is not the checksum of the record before", "prev")
-                count += 1
-                seq, prev = tail.seq + 1, tail.checksum
-                if _CONTROL in line:
+    for block in line_blocks(fd, offset):
+        for line in block:
+            if offset >= end:
+                break
+            found = digest(line[:-CHECKSUM_BYTES]).hexdigest()
+            # One comparison checks number, place in the chain, checksum and the end of the line.
+            if line.endswith(f',"seq":{seq},"prev":"{checksum}","checksum":"sha256:{found}"}}\n'.encode()):
+                seq += 1
+                checksum = found
+                chunk.count += 1
+                # The first `","type":"` is the member: in a string before it the quotes would be escaped.
+                if line.startswith(b"otledger.", line.find(b'","type":"', 26) + 10):
                     chunk.controls.append((offset, line.decode("utf-8", "replace")))
                 if deep:
-                    _check_json(chunk, offset, line, tail.seq)
-        offset += len(line)
-    chunk.count, chunk.last_seq, chunk.last, chunk.stop = count, seq - 1, prev.decode(), offset
+                    _check_json(chunk, offset, line, seq - 1)
+            else:
+                seq, checksum = _take_odd_line(chunk, offset, line, seq, checksum)
+            offset += len(line)
+        else:
+            continue
+        break
+    chunk.last_seq, chunk.last, chunk.stop = seq - 1, checksum, offset
+
+
+def _take_odd_line(chunk: Chunk, offset: int, line: bytes, seq: int, checksum: str) -> tuple[int, str]:
+    """Note what is odd about a line, or that it is a chunk's first. Gives what is due next, seen from it."""
+    tail = check_line(line)
+    if tail is None:
+        if not line.endswith(b"\n") and offset + len(line) >= chunk.end:
+            _bad(chunk, offset, seq, "the last line is torn", "torn")
+        elif is_foreign(line):
+            _bad(chunk, offset, seq, "a line that is not otledger's", "foreign")
+        else:
+            _bad(chunk, offset, seq, "the checksum does not fit the line", "broken")
+        return seq, checksum
+    # After a broken line the next one tells its number: the loss is told already.
+    told = bool(chunk.bad) and chunk.bad[-1][1] == seq
+    if seq < 0:
+        chunk.first_seq, chunk.first_prev, chunk.first_offset = tail.seq, tail.prev.decode(), offset
+    elif tail.seq < seq:
+        _bad(chunk, offset, seq, f"seq is {tail.seq}, and {seq} is due", f"fork {tail.seq}")
+        return seq, checksum
+    elif tail.seq > seq and not told:
+        _bad(chunk, offset, seq, f"seq is {tail.seq}, and {seq} is due", "gap")
+    elif tail.seq == seq and not told:
+        _bad(chunk, offset, seq, f"prev of seq {seq} is not the checksum of the record before", "prev")
+    chunk.count += 1
+    if _CONTROL in line:
+        chunk.controls.append((offset, line.decode("utf-8", "replace")))
+    if chunk.deep:
+        _check_json(chunk, offset, line, tail.seq)
+    return tail.seq + 1, tail.checksum.decode()
 
 
 def _bad(chunk: Chunk, offset: int, seq: int, reason: str, kind: str) -> None:
