@@ -75,7 +75,12 @@ class LowSpace(LedgerError):
 
 
 class JournalError(LedgerError):
-    """A write did not succeed. What was accepted stays queued and is tried again."""
+    """A write did not succeed. What was accepted stays queued and is tried again.
+
+    Of `Journal.append`, which queues nothing, `receipts` has those of the batch that are durable.
+    """
+
+    receipts: tuple[object, ...] = ()
 
 
 class LockTimeout(JournalError):

@@ -34,10 +34,14 @@ def is_network(kind: str) -> bool:
 
 
 def check_root(root: Path, *, force: bool) -> None:
-    """Raise `RootError` if `root` exists and cannot be used safely. `force` allows what is only doubtful."""
+    """Raise `RootError` if `root`, or where it would be made, cannot be used safely.
+
+    `force` allows what is only doubtful.
+    """
     try:
         fd = open_folder(root)
     except FileNotFoundError:
+        _check_file_system(root, force=force)
         return
     try:
         info = os.fstat(fd)
@@ -51,7 +55,14 @@ def check_root(root: Path, *, force: bool) -> None:
             raise RootError(f"{root} is not writable for this user; see its owner and permissions (ls -ld)", path=root)
     finally:
         os.close(fd)
-    kind = file_system(root)
+    _check_file_system(root, force=force)
+
+
+def _check_file_system(root: Path, *, force: bool) -> None:
+    there = root.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    kind = file_system(there)
     if not force and is_network(kind):
         raise RootError(
             f"{root} is on a {kind} file system, where locks and syncs cannot be relied on; use a local disk and ship"

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ from typing import Any
 from otledger import clock, values
 from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, stamp, whole_lines, with_synced
 from otledger.config import Config
-from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, RootError, SyncFailed
+from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, LedgerError, RootError, SyncFailed
 from otledger.folder import check_root, make_partition, sync_folder, write_all
 from otledger.identity import boot_id, host_hash
 from otledger.lock import PartitionLock, State
 from otledger.record import Draft, Encoder, now_ns
-from otledger.recovery import Finding, Place, inspect
+from otledger.recovery import Finding, Place, inspect, is_synced_end
 from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
@@ -139,6 +140,7 @@ class Journal:
         self._mutex = threading.Lock()
         self._closed = False
         self._forget()
+        _journals.add(self)
 
     def _forget(self) -> None:
         """Own nothing: no descriptor, no position."""
@@ -184,7 +186,7 @@ class Journal:
             for i in range(ack.count)
         ]
         if ack.error is not None:
-            ack.error.receipts = receipts  # type: ignore[attr-defined]
+            ack.error.receipts = tuple(receipts)
             raise ack.error
         return receipts
 
@@ -229,7 +231,7 @@ class Journal:
             try:
                 with self._locked(self.config.lock_timeout, closing=True):
                     self._final_checkpoint()
-            except (JournalError, RootError, OSError) as error:
+            except (LedgerError, OSError) as error:
                 log.warning("%s: no checkpoint at close: %s", self.path, error)
             self._release_files()
 
@@ -368,17 +370,18 @@ class Journal:
     def _settle(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
         """Bring the partition into a state in which appending can go on at `place`, or in a new segment."""
         newest = chain.newest
-        assert newest is not None
         self._state.seq, self._state.head = place.seq, place.prev.decode()
         if finding is not None and finding.kind == "residue" and finding.segment == place.segment:
             self._resume(place, synced)
             self._cut_residue(place, finding)
             place = self._here()
-        if newest > chain.pieces[-1].name if chain.pieces else True:
+        if newest is not None and (not chain.pieces or newest > chain.pieces[-1].name) and newest > place.segment:
             self._sync_segment(place)
             self._rewrite_header(newest, place)
-        elif (finding is not None and finding.kind != "residue" and finding.segment == newest) or (
-            place.segment != newest or self._size_of(newest) != place.offset
+        elif (
+            newest is None
+            or (finding is not None and finding.kind != "residue" and finding.segment == newest)
+            or (place.segment != newest or self._size_of(newest) != place.offset)
         ):
             self._sync_segment(place)
             self._start_segment("damage", place)
@@ -467,12 +470,12 @@ class Journal:
             os.mkdir(QUARANTINE, self.config.folder_mode, dir_fd=self._dir_fd)
         folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir_fd)
         try:
-            os.fchmod(folder, self.config.folder_mode)
+            _set_mode(folder, self.config.folder_mode)
             # An unfinished copy of an earlier try is written again from its beginning.
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(name, flags, self.config.file_mode, dir_fd=folder)
             try:
-                os.fchmod(fd, self.config.file_mode)
+                _set_mode(fd, self.config.file_mode)
                 write_all(fd, data)
                 os.fsync(fd)
                 if pread(fd, len(data) + 1, 0) != data:
@@ -517,6 +520,11 @@ class Journal:
         appended again; of a process that died in the sync, everything whole, for nobody else has it.
         """
         name = SegmentName.parse(state.segment)
+        if (name is None and chain.pieces) or (name is not None and not is_synced_end(self._dir_fd, self.path, state)):
+            # The word that was left is wrong: all that is there counts.
+            found = inspect(self._dir_fd, self.path, chain, None)
+            self._start_segment("fault" if found.place else "new", found.place)
+            return
         if name is None:
             # Not even the first segment could be synced.
             self._start_segment("fault" if chain.newest else "new", None)
@@ -569,9 +577,10 @@ class Journal:
         `previous` is where its predecessor ends; everything up to there is durable. `again` are parts that the
         predecessor held beyond that: they become durable together with the header, or not at all.
         """
-        existing = list_segments(self._dir_fd)
+        # A segment that was removed keeps its name: its successor says that it was there.
+        taken = [*list_segments(self._dir_fd), *([previous.segment] if previous is not None else [])]
         month = clock.believed_month(self._state, now_ns(), clock.boot_ns())
-        name = existing[-1].next(month) if existing else SegmentName(month)
+        name = max(taken).next(month) if taken else SegmentName(month)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(str(name), flags, self.config.file_mode, dir_fd=self._dir_fd)
         try:
@@ -815,6 +824,23 @@ class Journal:
                 raise ack.error
             if self._state.synced != self._state.acked:
                 self._sync()
+
+
+_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for journal in list(_journals):
+        journal.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _set_mode(fd: int, mode: int) -> None:
+    """Give what this user owns its mode, whatever the umask; what another made keeps the one that it has."""
+    with contextlib.suppress(PermissionError):
+        os.fchmod(fd, mode)
 
 
 def _write_some(fd: int, data: bytes) -> tuple[int, OSError | None]:

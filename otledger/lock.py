@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ import msgspec
 
 from otledger.errors import LockTimeout, RootError
 from otledger.identity import boot_id
-from otledger.segment import LOCK_FILE
+from otledger.segment import LOCK_FILE, SegmentName
 
 WIDTH = 1024
 """Bytes of the state in the file. Less than a page, so that a killed writer leaves the old or the new."""
@@ -53,6 +55,7 @@ class State(msgspec.Struct):
     """The same instant in nanoseconds since boot."""
 
 
+_HEAD = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _decoder = msgspec.json.Decoder(State)
 _encoder = msgspec.json.Encoder()
 
@@ -63,7 +66,22 @@ def decode_state(content: bytes) -> State | None:
         state = _decoder.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return state if state.boot == boot_id() else None
+    return state if state.boot == boot_id() and _can_be_true(state) else None
+
+
+def _can_be_true(state: State) -> bool:
+    """Tell whether the members fit each other; they are written by this module, but in a file that others reach."""
+    if SegmentName.parse(state.segment) is None:
+        # Before the first segment is durable there is nothing to point to.
+        return state.segment == "" and state.state == "failed" and state.seq == state.acked == state.synced == 0
+    return (
+        0 <= state.synced <= state.acked
+        and state.synced_seq >= 0
+        and (state.synced_seq <= state.seq or state.state != "idle")
+        and -1 <= state.checkpoint_seq <= state.seq
+        and 0 <= state.checkpoint_size <= state.seq
+        and all(_HEAD.fullmatch(head) for head in (state.head, state.synced_head))
+    )
 
 
 class PartitionLock:
@@ -171,14 +189,21 @@ class PartitionLock:
                 " to have write permission",
                 path=self._path,
             ) from None
-        if os.fstat(fd).st_size == 0:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(fd)
+            raise RootError(f"{self._path} is no regular file; move it out of the ledger", path=self._path)
+        if info.st_size == 0 and info.st_uid == os.geteuid():
             os.fchmod(fd, self._mode)
         self._fd = fd
 
     def _still_there(self) -> bool:
         mine = os.fstat(self._fd)
         try:
-            there = os.stat(LOCK_FILE, dir_fd=self._dir_fd, follow_symlinks=False)
+            # By its whole path: the folder may have been moved away, or replaced, with the file in it.
+            there = os.stat(self._path, follow_symlinks=False)
         except FileNotFoundError:
+            if not os.path.isdir(self._path.parent):
+                raise
             return False
         return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

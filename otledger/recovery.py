@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -79,20 +79,76 @@ def inspect(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Inspe
     With the `.lock` state of this boot that is what stands beyond the acknowledged end; without it, all from
     the record `size` of the last valid checkpoint on, in earlier segments too.
     """
-    if not chain.pieces:
-        if state is not None and state.seq:
-            return _lost(state, f"{state.segment} is missing, with {state.seq} acknowledged records")
-        return Inspection(None, None)
-    if state is not None:
-        mismatch = _mismatch(dir_fd, path, chain, state)
-        if mismatch:
-            return _lost(state, mismatch)
+    if state is not None and _agrees(dir_fd, path, chain, state):
         start = Place(_name(state.segment), state.acked, state.seq, state.head.encode() or ZEROS)
         found = _check_from(dir_fd, path, chain, start, synced=state.synced_seq)
         return Inspection(found.place, found.finding, None, state.checkpoint_size, state.checkpoint_seq)
-    anchor, checkpoint = find_anchor(dir_fd, path, chain)
-    found = _check_from(dir_fd, path, chain, anchor, synced=checkpoint[0])
-    return Inspection(found.place, found.finding, found.synced, *checkpoint)
+    if not chain.pieces:
+        found, checkpoint = Inspection(None, None), (0, -1)
+    else:
+        anchor, checkpoint = find_anchor(dir_fd, path, chain)
+        found = _check_from(dir_fd, path, chain, anchor, synced=checkpoint[0])
+    found = replace(found, checkpoint_size=checkpoint[0], checkpoint_seq=checkpoint[1])
+    return found if state is None else _with_lost(found, state)
+
+
+def _with_lost(found: Inspection, state: State) -> Inspection:
+    """Hold what was found against what was acknowledged in this boot: more than there is, is damage.
+
+    Its numbers are not given out again: the next record follows the last acknowledged one.
+    """
+    place = found.place
+    head = state.head.encode()
+    if not state.seq or (place is not None and (place.seq > state.seq or (place.seq, place.prev) == (state.seq, head))):
+        return found
+    segment = _name(state.segment)
+    if place is not None and place.seq == state.seq:
+        reason = f"the last acknowledged record, seq {state.seq - 1}, is not the one that was written"
+        end = place
+    else:
+        there = 0 if place is None else place.seq
+        reason = f"{state.seq} records are acknowledged, and {there} are there"
+        end = Place(segment, state.acked, state.seq, head)
+        if place is not None and place.segment > segment:
+            end = Place(place.segment, place.offset, state.seq, head)
+        elif place is not None and place.segment == segment:
+            # What is there counts, whatever was acknowledged.
+            end = Place(segment, max(place.offset, state.acked), state.seq, head)
+    finding = Finding("damage", end.segment, 0 if place is None else place.offset, end.seq, reason)
+    return replace(found, place=end, finding=finding, synced=None)
+
+
+def _agrees(dir_fd: int, path: Path, chain: Chain, state: State) -> bool:
+    """Tell whether the files hold what was acknowledged in this boot, where it was written."""
+    piece = next((p for p in chain.pieces if str(p.name) == state.segment), None)
+    if piece is None or (piece.size is not None and piece.size < state.acked):
+        return False
+    fd = open_segment(dir_fd, piece.name, shown=path)
+    try:
+        if file_size(fd) < state.acked:
+            return False
+        tail = check_line(last_line(fd, state.acked)[1])
+    finally:
+        os.close(fd)
+    return tail is not None and tail.seq + 1 == state.seq and tail.checksum.decode() == state.head
+
+
+def is_synced_end(dir_fd: int, path: Path, state: State) -> bool:
+    """Tell whether the segment that `.lock` names has a record's end where it says that the durable part ends."""
+    name = SegmentName.parse(state.segment)
+    if name is None or not state.synced:
+        return False
+    try:
+        fd = open_segment(dir_fd, name, shown=path)
+    except FileNotFoundError:
+        return False
+    try:
+        if file_size(fd) < state.synced:
+            return False
+        tail = check_line(last_line(fd, state.synced)[1])
+    finally:
+        os.close(fd)
+    return tail is not None and tail.seq + 1 == state.synced_seq and tail.checksum.decode() == state.synced_head
 
 
 def find_anchor(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int, int]]:
@@ -136,38 +192,6 @@ def _locate(dir_fd: int, path: Path, chain: Chain, at: int, before: int, seq: in
         finally:
             os.close(fd)
     return None
-
-
-def _mismatch(dir_fd: int, path: Path, chain: Chain, state: State) -> str | None:
-    """Tell in which way the files do not hold what was acknowledged in this boot."""
-    piece = next((p for p in chain.pieces if str(p.name) == state.segment), None)
-    if piece is None:
-        return f"{state.segment} is missing, with acknowledged records"
-    if piece.size is not None and piece.size < state.acked:
-        return f"{state.segment} was capped at {piece.size} bytes, and {state.acked} are acknowledged"
-    fd = open_segment(dir_fd, piece.name, shown=path)
-    try:
-        if file_size(fd) < state.acked:
-            return f"{state.segment} has {file_size(fd)} bytes, and {state.acked} are acknowledged"
-        _, line = last_line(fd, state.acked)
-        tail = check_line(line)
-        if tail is None or tail.seq + 1 != state.seq or tail.checksum.decode() != state.head:
-            return f"the last acknowledged record, seq {state.seq - 1}, is not where it was written"
-    finally:
-        os.close(fd)
-    return None
-
-
-def _lost(state: State, reason: str) -> Inspection:
-    segment = _name(state.segment)
-    place = Place(segment, state.acked, state.seq, state.head.encode() or ZEROS)
-    return Inspection(
-        place,
-        Finding("damage", segment, state.acked, state.seq, reason),
-        None,
-        state.checkpoint_size,
-        state.checkpoint_seq,
-    )
 
 
 def _name(text: str) -> SegmentName:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -623,6 +624,9 @@ def _shared_lock(dir_fd: int) -> Iterator[Any]:
         return
     try:
         locked = False
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            yield None
+            return
         for _ in range(200):
             with suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
