@@ -18,6 +18,7 @@ LedgerError
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class LedgerError(Exception):
@@ -80,7 +81,9 @@ class JournalError(LedgerError):
     Of `Journal.append`, which queues nothing, `receipts` has those of the batch that are durable.
     """
 
-    receipts: tuple[object, ...] = ()
+    def __init__(self, message: str, *, path: Path | str | None = None) -> None:
+        super().__init__(message, path=path)
+        self.receipts: list[Any] = []
 
 
 class LockTimeout(JournalError):

@@ -186,7 +186,7 @@ class Journal:
             for i in range(ack.count)
         ]
         if ack.error is not None:
-            ack.error.receipts = tuple(receipts)
+            ack.error.receipts = receipts
             raise ack.error
         return receipts
 

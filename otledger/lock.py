@@ -198,12 +198,19 @@ class PartitionLock:
         self._fd = fd
 
     def _still_there(self) -> bool:
-        mine = os.fstat(self._fd)
+        """Tell whether the locked file is the one at its path; FileNotFoundError: the folder is not.
+
+        By its whole path, as the folder may have been moved away, or replaced, with the file in it.
+        """
         try:
-            # By its whole path: the folder may have been moved away, or replaced, with the file in it.
-            there = os.stat(self._path, follow_symlinks=False)
+            if _same(os.fstat(self._fd), os.lstat(self._path)):
+                return True
         except FileNotFoundError:
-            if not os.path.isdir(self._path.parent):
-                raise
-            return False
-        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+            pass
+        if not _same(os.fstat(self._dir_fd), os.stat(self._path.parent)):
+            raise FileNotFoundError(f"{self._path.parent} was replaced")
+        return False
+
+
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
