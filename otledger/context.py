@@ -47,17 +47,18 @@ def span_in(context: Context) -> Span | None:
 
 
 def leave_span(token: Token[Context], span: Span, parent: Span | None) -> bool:
-    """Make current again what was so before `span`. False: the context is another than the one it began in.
+    """Make current again what was so before `span`. False: it is left out of order.
 
-    That happens to an async generator that is closed elsewhere. Only the span is put back then; other values
-    of the context, such as baggage, are left alone.
+    That happens to an async generator that is closed elsewhere, or while a later span is current. In another
+    context only the span is put back; other values, such as baggage, are left alone. A later span stays.
     """
+    here = current()
+    if span_in(here) is not span:
+        return False
     try:
         _runtime.detach(token)
     except ValueError:
-        here = current()
-        if span_in(here) is span:
-            attach(with_span(here, parent) if parent is not None else _without(here, _SPAN_KEY))
+        attach(with_span(here, parent) if parent is not None else _without(here, _SPAN_KEY))
         return False
     return True
 

@@ -7,18 +7,28 @@ import ctypes
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from otledger.batch import MAX_LINE
 from otledger.config import check_machine
 from otledger.errors import ConfigurationError, FormatError
 from otledger.filter import Filter
-from otledger.reader import Splitter
 from otledger.record import Record, parse
-from otledger.segment import BLOCK, SegmentName, list_machines, list_segments, open_folder, open_segment, read_chain
+from otledger.segment import (
+    BLOCK,
+    SegmentName,
+    last_line,
+    list_machines,
+    list_segments,
+    open_folder,
+    open_segment,
+    pread,
+    read_chain,
+)
 
 POLL = 0.05
 """Seconds between two looks without inotify."""
@@ -79,6 +89,8 @@ class Follower:
         self._tails: dict[str, _Tail] = {}
         if isinstance(given, Cursor):
             for machine, (segment, offset) in given.positions.items():
+                if self._machines is not None and machine not in self._machines:
+                    continue
                 self._tails[machine] = _Tail(self.root / machine, segment, offset)
         list_machines(self.root)
         self._look_for_machines()
@@ -170,11 +182,10 @@ class _Tail:
     offset: int = 0
     """What the caller has been given."""
     read_to: int = 0
-    splitter: Splitter = field(default_factory=Splitter)
+    """Where the next line begins. A line that is not whole is read again: recovery may cut it off."""
 
     def __post_init__(self) -> None:
         self.read_to = self.offset
-        self.splitter = Splitter(offset=self.offset)
 
     @property
     def position(self) -> tuple[str, int]:
@@ -191,7 +202,10 @@ class _Tail:
                 name = chain.pieces[-1].name
                 fd = open_segment(folder, name, shown=self.path)
                 try:
-                    self._begin(str(name), os.fstat(fd).st_size)
+                    size = os.fstat(fd).st_size
+                    start, line = last_line(fd, size)
+                    # A torn line may be one that is being written.
+                    self._begin(str(name), size if line.endswith(b"\n") else start)
                 finally:
                     os.close(fd)
         finally:
@@ -199,7 +213,6 @@ class _Tail:
 
     def _begin(self, segment: str, offset: int = 0) -> None:
         self.segment, self.offset, self.read_to = segment, offset, offset
-        self.splitter = Splitter(offset=offset)
 
     def read(self) -> list[tuple[int, bytes]]:
         """Give the next lines with their offsets; none where there are none yet."""
@@ -229,14 +242,30 @@ class _Tail:
             return []
         fd = open_segment(folder, self.segment, shown=self.path)
         try:
-            size = BLOCK if end is None else min(BLOCK, end - self.read_to)
-            block = os.pread(fd, size, self.read_to) if size > 0 else b""
+            size = BLOCK
+            while True:
+                wanted = size if end is None else min(size, end - self.read_to)
+                block = pread(fd, wanted, self.read_to) if wanted > 0 else b""
+                whole = block[: block.rfind(b"\n") + 1]
+                if whole or len(block) < wanted or size > MAX_LINE:
+                    break
+                size *= 4
         finally:
             os.close(fd)
-        self.read_to += len(block)
-        found = list(self.splitter.feed(block))
-        # A line longer than a block has no end in it yet.
-        return found if found or not block else self._read_segment(folder, end)
+        if not whole and len(block) > MAX_LINE:
+            whole = block
+        found = []
+        for line in _split(whole):
+            found.append((self.read_to, line))
+            self.read_to += len(line)
+        return found
+
+
+def _split(whole: bytes) -> list[bytes]:
+    """Give the lines of whole lines, or what has none as it is. Only LF ends a line."""
+    if not whole.endswith(b"\n"):
+        return [whole] if whole else []
+    return [line + b"\n" for line in whole[:-1].split(b"\n")]
 
 
 class Watch:

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import threading
 import uuid
 import weakref
@@ -55,6 +56,7 @@ GROUP = 64 << 10
 """Bytes of lines that are stamped and written at a time: larger blocks cross malloc's mmap threshold, and
 shorter ones hold the interpreter lock no longer than a quarter of a millisecond."""
 
+_DIGEST = re.compile(rb'"(?:resource|scope)":"([0-9a-f]{32})"')
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -539,7 +541,12 @@ class Journal:
         self._start_segment("fault", synced, again)
 
     def _parts_between(self, name: SegmentName, state: State, end: int) -> list[bytes]:
+        """Give the parts of the records between the synced end and `end`, to append them again.
+
+        With them goes what they need: each segment has the resources and scopes that its spans name (format, 4).
+        """
         parts = []
+        needed: set[bytes] = set()
         check = ChainCheck(state.synced_seq, state.synced_head.encode() or ZEROS)
         fd = open_segment(self._dir_fd, name, shown=self.path)
         try:
@@ -547,11 +554,23 @@ class Journal:
                 tail = check.take(line)
                 if not isinstance(tail, Tail):
                     break
-                if b'"type":"otledger.checkpoint"' not in tail.part and b'"type":"otledger.segment"' not in tail.part:
-                    parts.append(caller_part(tail))
+                part = caller_part(tail)
+                if b'"type":"otledger.checkpoint"' not in part and b'"type":"otledger.segment"' not in part:
+                    parts.append(part)
+                    needed.update(_DIGEST.findall(part) if b'"type":"otel.' in part else ())
+            return [*self._definitions(fd, state.synced, needed), *parts]
         finally:
             os.close(fd)
-        return parts
+
+    def _definitions(self, fd: int, end: int, needed: set[bytes]) -> list[bytes]:
+        """Give new records of the resources and scopes among `needed` that a segment defines before `end`."""
+        found = []
+        if needed:
+            for _, line in lines(fd, 0, end):
+                data = control_data(line, "otel.resource")
+                if data is not None and str(data.get("digest")).encode() in needed:
+                    found.append(self.encoder.telemetry("otel.resource", now_ns(), dumps(data)))
+        return found
 
     def _restart(self) -> None:
         """Under the lock, after a failed sync of ours: the successor segment."""

@@ -331,10 +331,17 @@ class _View:
         `context` is the OpenTelemetry context whose span is the parent, by default the current one;
         `start_time` is in nanoseconds since the epoch.
         """
-        if self._ipc_hash is not None:
-            context = ctx.with_turn(ctx.current() if context is None else context, self._ipc_hash)
         return Span(
-            self._core, name, kind, attributes, links, context, start_time, record_exception, set_status_on_exception
+            self._core,
+            name,
+            kind,
+            attributes,
+            links,
+            context,
+            start_time,
+            record_exception,
+            set_status_on_exception,
+            self._ipc_hash,
         )
 
     def start_span(self, name: str, **options: Any) -> Span:

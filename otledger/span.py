@@ -37,8 +37,11 @@ _INTERNAL = SpanKind.INTERNAL
 _UNSET = StatusCode.UNSET
 _PLAIN = frozenset((str, bool, int, float))
 _FLAGS = [f'-{flags:02x}"' for flags in range(256)]
-_ROOM = MAX_LINE - STAMP_ROOM - 4096
-"""The most bytes that the `data` of a span's record may have; the rest of the line is short."""
+_MAX_PART = MAX_LINE - STAMP_ROOM
+_SHORT = 1000
+"""Characters that are kept of a name or description where a span is cut."""
+_CUT_ROOM = 65_536
+"""More bytes than a span that is cut has besides its attributes, events and links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,14 @@ class Limits:
         environ = os.environ if environ is None else environ
 
         def read(name: str, default: int | None) -> int | None:
-            text = environ.get(name, "").strip().lower()
-            if not text:
+            text = environ.get(name)
+            if text is None:
                 return default
-            if text == "unset":
+            text = text.strip()
+            if not text:
                 return None
-            if not text.isdecimal():
-                raise ConfigurationError(f"{name}={text!r}: it must be a number of at least 0, or 'unset'")
+            if not (text.isascii() and text.isdecimal()):
+                raise ConfigurationError(f"{name}={text!r}: it must be a number of at least 0, or empty for no limit")
             return int(text)
 
         every = read("OTEL_ATTRIBUTE_COUNT_LIMIT", 128)
@@ -111,7 +115,17 @@ class Span(OtelSpan):
 
     # Declared, as attributes in a slot are read several times faster than defaults of the class.
     __slots__ = (
-        *("_attributes", "_description", "_dropped", "_dropped_events", "_dropped_links", "_end", "_events", "_given"),
+        *(
+            "_attributes",
+            "_description",
+            "_dropped",
+            "_dropped_events",
+            "_dropped_links",
+            "_end",
+            "_events",
+            "_given",
+            "_ipc_hash",
+        ),
         *("_given_links", "_left", "_links", "_parent", "_parent_context", "_parent_id", "_parent_remote", "_plain"),
         *("_record_exception", "_recorder", "_set_status_on_exception", "_span_context", "_start", "_status", "_token"),
         *("_trace_state", "_turn", "kind", "name", "span_id", "trace_flags", "trace_id"),
@@ -128,6 +142,7 @@ class Span(OtelSpan):
         start_time: int | None = None,
         record_exception: bool = True,
         set_status_on_exception: bool = True,
+        ipc_hash: str | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -147,7 +162,7 @@ class Span(OtelSpan):
         self._parent: OtelSpan | None = None
         self._parent_id: str | None = None
         self._parent_remote = False
-        self._turn: str | None = None
+        self._ipc_hash = self._turn = ipc_hash
         self._token: Token[Context] | None = None
         self._end: int | None = None
         # Left in another context than it was entered in: whoever finds it current takes its parent instead.
@@ -170,7 +185,8 @@ class Span(OtelSpan):
         context = ctx.current() if self._parent_context is None else self._parent_context
         trace_id = None
         if context:
-            self._turn = ctx.current_turn(context)
+            if self._turn is None:
+                self._turn = ctx.current_turn(context)
             parent = ctx.span_in(context)
             while isinstance(parent, Span) and parent._left:
                 parent = parent._parent
@@ -292,6 +308,7 @@ class Span(OtelSpan):
             None,
             self._record_exception,
             self._set_status_on_exception,
+            self._ipc_hash,
         )
 
     # What OpenTelemetry asks of a span
@@ -316,29 +333,37 @@ class Span(OtelSpan):
             return
         limits = self._recorder.limits
         if not key or type(key) is not str or type(value) not in _PLAIN or limits.length is not None:
-            bounded = BoundedAttributes(None, {key: value}, max_value_len=limits.length)
+            bounded = BoundedAttributes(None, None, immutable=False, max_value_len=limits.length)
+            bounded[key] = value
+            self._take_bounded(bounded)
+            return
+        if type(value) is float and not isfinite(value):
             self._plain = False
-            if key not in bounded:
-                self._dropped += 1
-                return
-            value = bounded[key]
-        elif type(value) is float and not isfinite(value):
-            self._plain = False
+        self._put(key, value, limits.attributes)
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Set several attributes."""
+        if not self._ended("Setting attribute on ended span."):
+            bounded = BoundedAttributes(None, attributes, max_value_len=self._recorder.limits.length)
+            self._take_bounded(bounded)
+
+    def _take_bounded(self, bounded: BoundedAttributes) -> None:
+        self._plain = False
+        self._dropped += bounded.dropped
+        for key, value in bounded.items():
+            self._put(key, value, self._recorder.limits.attributes)
+
+    def _put(self, key: str, value: Any, limit: int | None) -> None:
         attributes = self._attributes
         if key in attributes:
             # The SDK moves what is set again to the end.
             del attributes[key]
-        elif limits.attributes is not None and len(attributes) >= limits.attributes:
+        elif limit is not None and len(attributes) >= limit:
             self._dropped += 1
             if not attributes:
                 return
             del attributes[next(iter(attributes))]
         attributes[key] = value
-
-    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Set several attributes."""
-        for key, value in attributes.items():
-            self.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None) -> None:
         """Add an event of the span. `timestamp` is in nanoseconds since the epoch, by default now."""
@@ -441,9 +466,19 @@ class Span(OtelSpan):
         return self._part("otel.span.end", self._end, self._attributes, self._events, "")
 
     def _part(
-        self, type: str, ns: Any, attributes: dict[str, Any], events: Sequence[dict[str, Any]], process: str
+        self,
+        type: str,
+        ns: Any,
+        attributes: dict[str, Any],
+        events: Sequence[dict[str, Any]],
+        process: str,
+        *,
+        cut: bool = False,
     ) -> bytes:
-        """Give a record's part: the members of `data` in the format's order, left out where they are default."""
+        """Give a record's part: the members of `data` in the format's order, left out where they are default.
+
+        `cut` shortens what a line has no place for, as telemetry has no caller to refuse (format, 4).
+        """
         before = after = ""
         start, end = self._start, self._end
         if self.kind is not _INTERNAL:
@@ -454,51 +489,60 @@ class Span(OtelSpan):
                 before += ',"parent_is_remote":true'
         if end is not None:
             after = f',"end":{end if end.__class__ is int else _dumps(end)}'
-        if events or self._links or not self._plain:
-            after += self._collections(attributes, events)
-        elif attributes:
-            raw = _encode_plain(attributes)
-            after += f',"attributes":{raw.decode()}' if len(raw) <= _ROOM else self._collections(attributes, ())
+        try:
+            if cut:
+                after += self._cut_collections(attributes, events)
+            elif events or self._links or not self._plain:
+                after += _collections(attributes, events, self._links)
+            elif attributes:
+                after += f',"attributes":{_encode_plain(attributes).decode()}'
+        except values.TooDeep:
+            return self._part(type, ns, attributes, events, process, cut=True)
         if self._status is not _UNSET:
             status = {"code": self._status.name}
             if self._description is not None:
-                status["description"] = self._description
+                status["description"] = self._description[:_SHORT] if cut else self._description
             after += f',"status":{_dumps(status)}'
         if self._dropped or self._dropped_events or self._dropped_links:
             counts = {"attributes": self._dropped, "events": self._dropped_events, "links": self._dropped_links}
             after += f',"dropped":{_dumps({name: count for name, count in counts.items() if count})}'
         members = f',"traceparent":"00-{self.trace_id}-{self.span_id}{_FLAGS[self.trace_flags & 0xFF]}'
-        if self._trace_state or self._turn is not None:
+        if (self._trace_state or self._turn is not None) and not cut:
             members = self._more_members()
+        name = _dumps(str(self.name)[:_SHORT]) if cut else _names.get(self.name) or _encode_name(self.name)
         recorder = self._recorder
-        return recorder.encoder.telemetry(
+        part = recorder.encoder.telemetry(
             type,
             ns,
-            f'{{"name":{_names.get(self.name) or _encode_name(self.name)}{before}'
-            f',"start":{start if start.__class__ is int else _dumps(start)}{after}{recorder.span_members}{process}}}',
+            f'{{"name":{name}{before},"start":{start if start.__class__ is int else _dumps(start)}{after}'
+            f"{recorder.span_members}{process}}}",
             members,
         )
+        if len(part) > _MAX_PART and not cut:
+            return self._part(type, ns, attributes, events, process, cut=True)
+        return part
+
+    def _cut_collections(self, attributes: dict[str, Any], events: Sequence[dict[str, Any]]) -> str:
+        encoded, count = cut_largest(attributes, events, self._links, _MAX_PART - _CUT_ROOM)
+        self._recorder.span_cut(count)
+        return _named(encoded)
 
     def _more_members(self) -> str:
         turn = "" if self._turn is None else f',"ipchash":{_dumps(self._turn)}'
         return turn + self.members
 
-    def _collections(self, attributes: dict[str, Any], events: Sequence[dict[str, Any]]) -> str:
-        """Give attributes, events and links as members, cut where a line has no place for them."""
-        try:
-            encoded = [values.encode(item) if item else b"" for item in (attributes, events, self._links)]
-            fits = sum(map(len, encoded)) <= _ROOM
-        except values.TooDeep:
-            fits = False
-        if not fits:
-            encoded, cut = cut_largest(attributes, events, self._links, _ROOM)
-            self._recorder.span_cut(cut)
-        members = f',"attributes":{encoded[0].decode()}' if encoded[0] else ""
-        if encoded[1]:
-            members += f',"events":{encoded[1].decode()}'
-        if encoded[2]:
-            members += f',"links":{encoded[2].decode()}'
-        return members
+
+def _collections(
+    attributes: Mapping[str, Any], events: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
+) -> str:
+    """Give attributes, events and links as members. Raises `TooDeep`."""
+    # One level more than a payload has: they stand in one.
+    return _named([values.encode([item])[1:-1] if item else b"" for item in (attributes, events, links)])
+
+
+def _named(encoded: Sequence[bytes]) -> str:
+    names = ("attributes", "events", "links")
+    return "".join(f',"{name}":{item.decode()}' for name, item in zip(names, encoded, strict=True) if item)
 
 
 def _encode_plain(attributes: dict[str, Any]) -> bytes:
@@ -514,14 +558,13 @@ def _encode_plain(attributes: dict[str, Any]) -> bytes:
 
 
 _names: dict[str, str] = {}
-_LONGEST_NAME = 65_536
 
 
 def _encode_name(name: str) -> str:
     """Give a span's name as JSON, and remember it: programs have few of them."""
     if type(name) is not str:
         return _dumps(name)
-    encoded = _dumps(name[:_LONGEST_NAME])
+    encoded = _dumps(name)
     if len(_names) >= 1024:
         _names.clear()
     if len(name) <= 100:
@@ -541,8 +584,8 @@ def cut_largest(
 ) -> tuple[list[bytes], int]:
     """Give attributes, events and links as JSON of at most `room` bytes, and how many values were cut for it.
 
-    The largest values go first, each replaced by `{"$cut": bytes}`, as telemetry has no caller to refuse
-    (format, 4). Where that is not enough, events and links are dropped whole.
+    The largest values go first, each replaced by `{"$cut": bytes}` (format, 4). Where that is not enough all
+    three are dropped whole.
     """
     places: list[tuple[int, dict[str, Any], str]] = []
     own = _fragments(attributes, places)
@@ -582,7 +625,8 @@ def _fragments(attributes: Mapping[str, Any], places: list[tuple[int, dict[str, 
     for key, value in attributes.items():
         name = key.encode("utf-8", "backslashreplace").decode()
         try:
-            raw = values.encode(value)
+            # With as many levels around it as it will stand in.
+            raw = values.encode([[[[value]]]])[4:-4]
             places.append((len(raw), owner, name))
             owner[name] = orjson.Fragment(raw)
         except values.TooDeep:
