@@ -63,12 +63,14 @@ def leave_span(token: Token[Context], span: Span, parent: Span | None) -> bool:
     return True
 
 
-def leave_turn(token: Token[Context], before: str | None) -> None:
-    """Make the turn current again that was so before."""
+def leave_turn(token: Token[Context], ipc_hash: str, before: str | None) -> None:
+    """Make the turn current again that was so before, unless another one is current by now."""
+    here = current()
+    if current_turn(here) != ipc_hash:
+        return
     try:
         _runtime.detach(token)
     except ValueError:
-        here = current()
         attach(with_turn(here, before) if before is not None else _without(here, _TURN_KEY))
 
 

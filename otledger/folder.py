@@ -60,7 +60,7 @@ def check_root(root: Path, *, force: bool) -> None:
 
 def _check_file_system(root: Path, *, force: bool) -> None:
     there = root.absolute()
-    while not there.exists() and there != there.parent:
+    while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     kind = file_system(there)
     if not force and is_network(kind):
@@ -73,7 +73,7 @@ def _check_file_system(root: Path, *, force: bool) -> None:
 
 def make_partition(root: Path, machine: str, mode: int) -> int:
     """Open the partition's folder, made with its root where missing, each durable in the folder above."""
-    _make_folder(root, mode)
+    make_folder(root, mode)
     root_fd = open_folder(root)
     try:
         try:
@@ -92,7 +92,8 @@ def make_partition(root: Path, machine: str, mode: int) -> int:
         os.close(root_fd)
 
 
-def _make_folder(path: Path, mode: int) -> None:
+def make_folder(path: Path, mode: int) -> None:
+    """Make a folder and those above it that are missing, each durable in the one above. Raises `RootError`."""
     missing = []
     at = path
     while not os.path.lexists(at):

@@ -53,6 +53,7 @@ class _Core:
         self.slow = bool(config.processors or self.checks)
         self.burst = BURST
         self._writer: Writer | None = None
+        self._last_writer: Writer | None = None
         self.span_members = ""
         self._closed = False
         _cores.add(self)
@@ -70,7 +71,7 @@ class _Core:
     def open(self) -> Report | None:
         """Open writer and check, blocking. Gives what the check at start found."""
         config = self.config
-        self._writer = writer.acquire(config)
+        self._writer = self._last_writer = writer.acquire(config)
         self._closed = False
         if config.check is None:
             return None
@@ -174,7 +175,9 @@ class _Core:
         self.burst = BURST
         await asyncio.sleep(0)
         if own is not None and own.full and not own.refusing and self.config.queue_policy == "wait":
-            await self.wait_for_room(own)
+            # A span has no caller to refuse: what has no place in time is dropped and counted.
+            with contextlib.suppress(QueueFull):
+                await self.wait_for_room(own)
 
     def span_cut(self, values: int) -> None:
         self.writer.report(EventRefused(f"a span was too large for a line: {values} of its values were cut"))
@@ -212,6 +215,7 @@ class _Core:
         try:
             async with asyncio.timeout(timeout):
                 while own.full and not own.refusing:
+                    own.raise_failure()
                     await own.wait_for_room()
         except TimeoutError:
             raise own.queue_full(timeout) from None
@@ -402,7 +406,7 @@ class Turn:
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:
-            ctx.leave_turn(self._token, self._before)
+            ctx.leave_turn(self._token, self.ipc_hash, self._before)
             self._token = None
 
     async def __aenter__(self) -> Turn:
@@ -529,7 +533,8 @@ class _Opened:
 
     def health(self) -> Health:
         """Give how the ledger is at this moment."""
-        return self._core.writer.health()
+        core = self._core
+        return (core._last_writer or core.writer).health()
 
     def on_error(self, callback: Callable[[BaseException], None]) -> Callable[[BaseException], None]:
         """Have `callback` called with every error of the journal and of processors; usable as a decorator.
@@ -548,7 +553,8 @@ class Ledger(View, _Opened):
         self.startup_report = None
 
     async def __aenter__(self) -> Ledger:
-        self.startup_report = await _in_thread(self._core.open)
+        if self._core._writer is None:
+            self.startup_report = await _in_thread(self._core.open)
         return self
 
     async def __aexit__(
@@ -578,13 +584,27 @@ class SyncLedger(_View, _Opened):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def emit(self, type: str, data: Any = None, **members: Any) -> str:
-        """Record an event. On return it is accepted. Members and errors are those of `Ledger.emit`."""
+    def emit(
+        self,
+        type: str,
+        data: Any = None,
+        *,
+        subject: str | None = None,
+        source: str | None = None,
+        ipc_hash: str | None = None,
+        extensions: Mapping[str, Extension] | None = None,
+        time: int | str | None = None,
+        id: str | None = None,
+    ) -> str:
+        """Record an event. On return it is accepted. Arguments and errors are those of `Ledger.emit`."""
         core = self._core
         own = core.writer
         if own.full and not core.make_room_now(own, block=True):
             return ""
-        return self.emit_nowait(type, data, **members)
+        id, part = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
+        if part is not None:
+            own.put(part)
+        return id
 
     def append(
         self,

@@ -298,7 +298,11 @@ class Encoder:
         changes in it later does not count.
         Raises `EventRefused` if a name, the size or the depth is not allowed.
         """
-        head = self._heads.get((type, source)) or self._head(type, source)
+        try:
+            head = self._heads.get((type, source)) or self._head(type, source)
+        except TypeError:
+            # What cannot be hashed is no text.
+            head = self._head(type, source)
         digits = str(ns)
         millisecond, prefix, text = self._instant
         if digits[:-6] != millisecond:

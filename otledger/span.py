@@ -246,26 +246,35 @@ class Span(OtelSpan):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        token, self._token = self._token, None
-        if token is not None and not ctx.leave_span(token, self, self._parent):
-            self._left = True
-        # Only what derives from Exception is an error: a cancelled task, GeneratorExit or SystemExit is none,
-        # and leaves the status unset, as the SDK does.
-        if isinstance(error, Exception) and self.is_recording():
-            if self._record_exception:
-                self.record_exception(error)
-            if self._set_status_on_exception:
-                self.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
-        self.end()
+        if self._leave(error):
+            self._recorder.span_ended(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if self._recorder.crowded():
-                await self._recorder.room_for_span()
-        finally:
-            self.__exit__(kind, error, trace)
+        if self._leave(error):
+            try:
+                if self._recorder.crowded():
+                    await self._recorder.room_for_span()
+            finally:
+                self._recorder.span_ended(self)
+
+    def _leave(self, error: BaseException | None) -> bool:
+        """End the span, recorded or not: its record is queued by the caller. False: it had ended already."""
+        token, self._token = self._token, None
+        if token is not None and not ctx.leave_span(token, self, self._parent):
+            self._left = True
+        if self._end is not None:
+            return False
+        # Only what derives from Exception is an error: a cancelled task, GeneratorExit or SystemExit is none,
+        # and leaves the status unset, as the SDK does.
+        if isinstance(error, Exception):
+            if self._record_exception:
+                self.record_exception(error)
+            if self._set_status_on_exception:
+                self.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        self._end = time.time_ns()
+        return True
 
     def end(self, end_time: int | None = None) -> None:
         """End the span and queue its record. `end_time` is in nanoseconds since the epoch. Only the first counts."""

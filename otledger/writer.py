@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from otledger.config import Config
 from otledger.errors import JournalError, LedgerClosed, LedgerError, LockTimeout, LowSpace, QueueFull
-from otledger.folder import check_root
+from otledger.folder import check_root, make_folder
 from otledger.journal import Ack, Batch, Journal, Receipt, Resource, dumps
 from otledger.record import format_time, now_ns
 from otledger.segment import LOCK_FILE
@@ -99,6 +99,7 @@ class Writer:
         self.last_error: str | None = None
         self.listeners: list[Callable[[BaseException], None]] = []
         self.users = 0
+        self._opened = False
         self._reset()
 
     def _reset(self) -> None:
@@ -106,6 +107,7 @@ class Writer:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
+        self._opening = threading.Lock()
         self._thread: threading.Thread | None = None
         # Owned by _lock from here on.
         self._parts: list[bytes] = []
@@ -138,13 +140,17 @@ class Writer:
 
     def open(self) -> None:
         """Open the journal now, for its errors. Those of a disk that may recover are only noted."""
-        try:
-            self.journal.open()
-        except JournalError as error:
-            if self.config.strict:
-                raise
-            self._note(error)
-        self._check_space()
+        with self._opening:
+            if self._opened:
+                return
+            try:
+                self.journal.open()
+            except JournalError as error:
+                if self.config.strict:
+                    raise
+                self._note(error)
+            self._check_space()
+            self._opened = True
 
     def put(self, part: bytes, waiter: Any = None, id: str = "") -> None:
         """Queue a part. `waiter` gets a `Receipt` or an error. Raises `LedgerClosed`."""
@@ -290,7 +296,8 @@ class Writer:
         with self._lock:
             self._closed = True
             left = len(self._parts) + self._in_flight_records
-            waiters: list[tuple[Any, Outcome]] = [(waiter, self._closed_error()) for _, _, waiter in self._waiters]
+            left_waiting = [*self._current, *self._waiters]
+            waiters: list[tuple[Any, Outcome]] = [(waiter, self._closed_error()) for _, _, waiter in left_waiting]
             self._waiters = []
             rooms, self._room = self._room, []
         _deliver(waiters)
@@ -387,7 +394,7 @@ class Writer:
         self._waiters = [(at - len(taken), id, waiter) for at, id, waiter in self._waiters if at >= len(taken)]
         size = sum(map(len, taken))
         self._bytes -= size
-        self._taken += len(taken)
+        self._taken += len(own) + len(taken)
         self._set_in_flight(len(taken), size)
         return Batch([*own, *taken], dict(self._resources)), [(at + len(own), id, w) for at, id, w in now], spans
 
@@ -408,6 +415,7 @@ class Writer:
     def _process(self, batch: Batch, waiters: list[tuple[int, str, Any]], spans: list[OpenSpan]) -> None:
         starts = self._start_parts(spans)
         if starts:
+            self._taken += len(starts)
             batch = Batch([*starts, *batch.parts], batch.resources)
             waiters = [(at + len(starts), id, waiter) for at, id, waiter in waiters]
         if time.monotonic() - self._space_checked >= SPACE_INTERVAL:
@@ -488,6 +496,10 @@ class Writer:
                 checksum = f"sha256:{ack.checksums[at].decode()}"
                 outcomes.append((waiter, Receipt(id, ack.first_seq + at, checksum, ack.segment)))
         rest = batch.parts[count:]
+        if error is None:
+            self._recovered()
+        else:
+            self._note(error)
         with self._lock:
             if error is not None:
                 outcomes += [(waiter, error) for _, _, waiter in self._waiters]
@@ -499,10 +511,6 @@ class Writer:
             rooms = self._update_full()
         _deliver(outcomes)
         _wake_rooms(rooms)
-        if error is None:
-            self._recovered()
-        else:
-            self._note(error)
 
     def _update_full(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
         """Under _lock: see whether there is room again. Gives those who waited for it."""
@@ -511,7 +519,7 @@ class Writer:
             len(self._parts) + self._in_flight_records < config.queue_records * LOW_WATER
             and self._bytes + self._in_flight_bytes < config.queue_bytes * LOW_WATER
         )
-        if self._refusing is not None:
+        if self._refusing is not None or (self._failing and config.raise_errors):
             self.full = True
         elif roomy:
             self.full = False
@@ -630,21 +638,25 @@ def acquire(config: Config) -> Writer:
     Where one is open already its settings hold; only the stronger durability wins.
     Raises what `Journal.open` raises.
     """
+    check_root(config.root, force=config.force)
+    make_folder(config.root, config.folder_mode)
+    info = os.stat(config.root)
+    key = info.st_dev, info.st_ino, config.machine
     with _registry_lock:
-        check_root(config.root, force=config.force)
-        key = _key(config)
-        writer = _writers.get(key) if key is not None else None
+        writer = _writers.get(key)
         if writer is None:
-            writer = Writer(config)
-            writer.open()
-            key = _key(config)
-            if key is not None:
-                _writers[key] = writer
+            writer = _writers[key] = Writer(config)
         elif config.durability == "disk" and writer.config.durability == "os":
             writer.config = replace(writer.config, durability="disk")
             writer.journal.config = writer.config
         writer.users += 1
-        return writer
+    try:
+        # Not under the registry's lock: a disk that hangs here holds up no other ledger.
+        writer.open()
+    except BaseException:
+        release(writer, 0.0)
+        raise
+    return writer
 
 
 def release(writer: Writer, timeout: float) -> int:
@@ -656,14 +668,6 @@ def release(writer: Writer, timeout: float) -> int:
         for key in [key for key, other in _writers.items() if other is writer]:
             del _writers[key]
     return writer.close(timeout)
-
-
-def _key(config: Config) -> tuple[int, int, str] | None:
-    try:
-        info = os.stat(config.root)
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino, config.machine
 
 
 def _after_fork() -> None:
