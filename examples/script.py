@@ -9,12 +9,11 @@ import otledger
 
 
 def main(root: str) -> None:
-    with otledger.open_sync(root, service="nightly", machine="batch-1") as ledger:
-        with ledger.span("backup") as span:
-            span.set_attribute("files", 3)
-            ledger.emit("backup.begin", {"files": 3})
-            receipt = ledger.append("backup.done", {"bytes": 4096})
-            print("durable:", receipt.seq, receipt.checksum[:23])
+    with otledger.open_sync(root, service="nightly", machine="batch-1") as ledger, ledger.span("backup") as span:
+        span.set_attribute("files", 3)
+        ledger.emit("backup.begin", {"files": 3})
+        receipt = ledger.append("backup.done", {"bytes": 4096})
+        print("durable:", receipt.seq, receipt.checksum[:23])
 
     with otledger.Journal(root, machine="batch-2", service="loader") as journal:
         receipts = journal.append([otledger.Draft("row.loaded", {"row": row}) for row in range(100)])
