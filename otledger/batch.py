@@ -86,6 +86,13 @@ def check_line(line: bytes) -> Tail | None:
     return Tail(int(match[1]), match[2], match[3], line[: match.start()])
 
 
+def has_type(line: bytes, type: str) -> bool:
+    """Tell whether a line or part is of this type, or of one that begins so where `type` ends in a dot."""
+    # The first `","type":"` is the member: in a string before it the quotes would be escaped.
+    at = line.find(b'","type":"', 26) + 10
+    return line.startswith(type.encode() if type.endswith(".") else type.encode() + b'"', at)
+
+
 def whole_lines(sizes: Sequence[int], written: int) -> tuple[int, int]:
     """Give how many of the lines with these `sizes` fit into `written` bytes, and the bytes that those have."""
     total = 0

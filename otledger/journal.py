@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from otledger import clock, values
-from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, stamp, whole_lines, with_synced
+from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, has_type, stamp, whole_lines, with_synced
 from otledger.config import Config
 from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, LedgerError, RootError, SyncFailed
 from otledger.folder import check_root, make_partition, sync_folder, write_all
@@ -40,6 +40,7 @@ from otledger.segment import (
     SegmentName,
     control_data,
     file_size,
+    is_foreign,
     last_line,
     line_at,
     lines,
@@ -156,6 +157,7 @@ class Journal:
         self._epoch = 0
         self._known: set[str] = set()
         self._own_failed: tuple[str, int] | None = None
+        self._claim: int | None = None
 
     # Public
 
@@ -353,7 +355,7 @@ class Journal:
         if found.finding is not None:
             self._report(found.finding)
         if found.place is None:
-            self._start_segment("import" if self.config.machine.endswith(".import") else "new", None)
+            self._begin_chain(chain)
             return
         self._settle(chain, found.place, found.finding, found.synced)
 
@@ -369,30 +371,39 @@ class Journal:
         if state is not None:
             self._state = state
 
+    def _begin_chain(self, chain: Chain) -> None:
+        """Begin where no record is: in a new segment, or in one whose creation was not finished."""
+        if chain.newest is None:
+            self._start_segment("import" if self.config.machine.endswith(".import") else "new", None)
+        else:
+            self._rewrite_header(chain.newest, None)
+
     def _settle(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
         """Bring the partition into a state in which appending can go on at `place`, or in a new segment."""
         newest = chain.newest
         self._state.seq, self._state.head = place.seq, place.prev.decode()
-        if finding is not None and finding.kind == "residue" and finding.segment == place.segment:
-            self._resume(place, synced)
-            self._cut_residue(place, finding)
-            place = self._here()
-        if newest is not None and (not chain.pieces or newest > chain.pieces[-1].name) and newest > place.segment:
-            self._sync_segment(place)
+        here = finding is not None and finding.segment == place.segment
+        residue = finding if finding is not None and finding.kind == "residue" and here else None
+        if newest is not None and newest > place.segment and newest not in [piece.name for piece in chain.pieces]:
+            # A successor file, even an empty one, closes its predecessor: nothing is appended there any more.
+            kept = self._cut(place) if residue is not None else None
+            self._sync_segment(place, synced)
             self._rewrite_header(newest, place)
-        elif (
-            newest is None
-            or (finding is not None and finding.kind != "residue" and finding.segment == newest)
-            or (place.segment != newest or self._size_of(newest) != place.offset)
-        ):
-            self._sync_segment(place)
+            if kept is not None and residue is not None:
+                self._write_recovery(place, *kept, residue.reason, residue.records)
+        elif residue is not None and place.segment == newest:
+            self._resume(place, synced)
+            kept = self._cut(place)
+            self._sync()
+            self._write_recovery(place, *kept, residue.reason, residue.records)
+        elif newest != place.segment or (here and residue is None) or self._size_of(place.segment) != place.offset:
+            self._sync_segment(place, synced)
             self._start_segment("damage", place)
         else:
-            if self._name is None:
-                self._resume(place, synced)
-            header = chain.pieces[-1].header
-            if header is not None and header.host != host_hash():
-                self._start_segment("moved", self._here())
+            self._resume(place, synced)
+        header = chain.pieces[-1].header if chain.pieces else None
+        if header is not None and header.host != host_hash() and self._name == place.segment:
+            self._start_segment("moved", self._here())
         self._record_forgotten_quarantine()
 
     def _size_of(self, name: SegmentName) -> int:
@@ -411,27 +422,41 @@ class Journal:
         self._fd = open_segment(self._dir_fd, place.segment, os.O_RDWR | os.O_APPEND, shown=self.path)
         self._name = place.segment
         state = self._state
-        if synced is not None and synced.segment == place.segment:
-            state.synced, state.synced_seq, state.synced_head = synced.offset, synced.seq, synced.prev.decode()
         state.segment = str(place.segment)
         state.acked, state.seq, state.head = place.offset, place.seq, place.prev.decode()
-        if state.synced != state.acked and file_size(self._fd) == place.offset:
+        if synced is not None:
+            # Should the sync fail, all that was read stays where it is, and the successor claims no more than
+            # what is known: a record that another boot acknowledged is on the disk.
+            self._claim = synced.seq
+            state.synced, state.synced_seq, state.synced_head = state.acked, state.seq, state.head
+        if file_size(self._fd) != place.offset:
+            self._publish("idle")
+        elif synced is not None or state.synced != state.acked:
             self._sync()
         else:
             self._publish("idle")
+        self._claim = None
 
-    def _sync_segment(self, place: Place) -> None:
-        """Sync a segment that gets a successor, so that all before `place` is durable."""
-        with contextlib.suppress(FileNotFoundError):
+    def _sync_segment(self, place: Place, synced: Place | None) -> None:
+        """Sync a segment that gets a successor, so that all before `place` is durable.
+
+        Where that fails the successor claims no more than `synced`; the segment is not touched again.
+        """
+        state = self._state
+        state.segment, state.acked, state.synced = str(place.segment), place.offset, place.offset
+        state.seq = state.synced_seq = place.seq
+        state.head = state.synced_head = place.prev.decode()
+        try:
             fd = open_segment(self._dir_fd, place.segment, shown=self.path)
             try:
                 os.fdatasync(fd)
             finally:
                 os.close(fd)
-        state = self._state
-        state.segment, state.acked, state.synced = str(place.segment), place.offset, place.offset
-        state.seq = state.synced_seq = place.seq
-        state.head = state.synced_head = place.prev.decode()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.critical("%s: %s cannot be synced: %s", self.path, place.segment, error.strerror)
+            state.synced_seq = 0 if synced is None else min(synced.seq, place.seq)
 
     def _here(self) -> Place:
         assert self._name is not None
@@ -444,14 +469,16 @@ class Journal:
         level = logging.WARNING if finding.kind == "residue" else logging.CRITICAL
         log.log(level, "%s: %s", self.path, finding)
 
-    def _cut_residue(self, place: Place, finding: Finding) -> None:
-        """Keep the bytes beyond `place` in quarantine, cut them off, and write down that it was done."""
-        size = file_size(self._fd)
-        residue = pread(self._fd, size - place.offset, place.offset)
-        name = self._quarantine(f"{place.segment}.{place.offset}", residue)
-        os.ftruncate(self._fd, place.offset)
-        self._sync()
-        self._write_recovery(place, len(residue), name, finding.reason, finding.records)
+    def _cut(self, place: Place) -> tuple[int, str]:
+        """Keep the bytes beyond `place` in quarantine, and cut them off. Gives how many, and the file's name."""
+        fd = open_segment(self._dir_fd, place.segment, os.O_RDWR, shown=self.path)
+        try:
+            residue = pread(fd, file_size(fd) - place.offset, place.offset)
+            name = self._quarantine(f"{place.segment}.{place.offset}", residue)
+            os.ftruncate(fd, place.offset)
+        finally:
+            os.close(fd)
+        return len(residue), name
 
     def _write_recovery(
         self, place: Place, size: int, quarantine: str, reason: str, records: tuple[int, int] | None
@@ -555,9 +582,9 @@ class Journal:
                 if not isinstance(tail, Tail):
                     break
                 part = caller_part(tail)
-                if b'"type":"otledger.checkpoint"' not in part and b'"type":"otledger.segment"' not in part:
+                if not has_type(part, CHECKPOINT_TYPE) and not has_type(part, HEADER_TYPE):
                     parts.append(part)
-                    needed.update(_DIGEST.findall(part) if b'"type":"otel.' in part else ())
+                    needed.update(_DIGEST.findall(part) if has_type(part, "otel.") else ())
             return [*self._definitions(fd, state.synced, needed), *parts]
         finally:
             os.close(fd)
@@ -609,16 +636,23 @@ class Journal:
             os.unlink(str(name), dir_fd=self._dir_fd)
             raise
 
-    def _rewrite_header(self, name: SegmentName, previous: Place) -> None:
-        """Give a newest segment without one valid record its header again."""
+    def _rewrite_header(self, name: SegmentName, previous: Place | None) -> None:
+        """Give a newest segment without one valid record its header again.
+
+        What stands in it is set aside; somebody else's lines are never cut, and close it for good.
+        """
         fd = open_segment(self._dir_fd, name, os.O_RDWR | os.O_APPEND, shown=self.path)
         size = file_size(fd)
+        if any(is_foreign(line) for _, line in lines(fd)):
+            os.close(fd)
+            self._start_segment("damage", previous)
+            return
         kept = None
         if size:
             kept = self._quarantine(f"{name}.0", pread(fd, size, 0))
             os.ftruncate(fd, 0)
-        reason = "month" if name.month > previous.segment.month else "size"
-        self._fill_segment(fd, name, reason, previous if previous.seq else None)
+        reason = "new" if previous is None else "month" if name.month > previous.segment.month else "size"
+        self._fill_segment(fd, name, reason, previous)
         if kept is not None:
             self._write_recovery(Place(name, 0, 0, b""), size, kept, "no valid record in the segment", None)
 
@@ -638,7 +672,8 @@ class Journal:
             "previous": None if previous is None else {"segment": str(previous.segment), "size": previous.offset},
             "reason": reason,
         }
-        header = with_synced(self.encoder.telemetry(HEADER_TYPE, now_ns(), dumps(data)), seq)
+        durable = min(seq, self._state.synced_seq, seq if self._claim is None else self._claim)
+        header = with_synced(self.encoder.telemetry(HEADER_TYPE, now_ns(), dumps(data)), durable)
         block = stamp([header, *again], seq, prev)
         try:
             os.fchmod(fd, self.config.file_mode)
@@ -659,6 +694,7 @@ class Journal:
         self._fd, self._name, self._known = fd, name, set()
         self._epoch += 1
         self._own_failed = None
+        self._claim = None
         state = self._state
         if previous is None:
             # A chain's first checkpoint is worth writing when there is more than this header.
@@ -673,13 +709,7 @@ class Journal:
         assert self._lock is not None
         self._state.state = state  # type: ignore[assignment]
         clock.note(self._state, now_ns(), clock.boot_ns())
-        try:
-            self._lock.write(self._state)
-        except OSError as error:
-            if state == "syncing":
-                raise
-            # A hint that is out of date costs the next to take the lock a look at the files, and nothing else.
-            log.warning("%s: %s cannot be written: %s", self.path, LOCK_FILE, error.strerror)
+        self._lock.write(self._state)
 
     # Batches
 
@@ -710,6 +740,10 @@ class Journal:
         except SyncFailed as problem:
             failure = problem
             lines_written = []
+        except OSError:
+            # `.lock` cannot be written: what another process would not know of must not be there.
+            os.ftruncate(self._fd, before)
+            raise
         count = max(0, len(lines_written) - len(own))
         if count or len(lines_written) >= len(own):
             self._known.update(batch.resources)
@@ -782,13 +816,14 @@ class Journal:
         if acked_before is not None:
             # Until the sync has succeeded, another process must not take these records for acknowledged.
             state.acked = acked_before
-        self._announce_sync(acked_before)
+        self._publish("syncing")
         try:
             os.fdatasync(self._fd)
         except OSError as error:
             assert self._name is not None
             self._own_failed = (str(self._name), state.acked)
-            self._publish("failed")
+            with contextlib.suppress(OSError):
+                self._publish("failed")
             raise SyncFailed(
                 f"{self.path / str(self._name)}: fdatasync failed: {error.strerror}; the records go to the next"
                 " segment. Look at the disk (dmesg, smartctl)",
@@ -797,16 +832,13 @@ class Journal:
         state.acked = state.synced = acked
         state.seq = state.synced_seq = seq
         state.head = state.synced_head = head
-        self._publish("idle")
-
-    def _announce_sync(self, acked_before: int | None) -> None:
-        """Say in `.lock` that a sync begins; where that fails, take back what was written and not acknowledged."""
         try:
-            self._publish("syncing")
-        except OSError:
+            self._publish("idle")
+        except OSError as error:
             if acked_before is not None:
-                os.ftruncate(self._fd, acked_before)
-            raise
+                raise
+            # Nothing is acknowledged by this: it costs the next to take the lock a new segment, and no record.
+            log.warning("%s: %s cannot be written: %s", self.path, LOCK_FILE, error.strerror)
 
     # Checkpoints
 

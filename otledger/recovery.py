@@ -221,6 +221,8 @@ class _Walk:
         self.check = ChainCheck(start.seq, start.prev, synced)
         self.place = start
         self.synced = start
+        self.starts: dict[int, Place] = {}
+        """Where the batches after `synced` begin."""
         self.piece: Piece | None = None
         self.bad: Finding | None = None
         self.kinds: set[Kind] = set()
@@ -240,6 +242,7 @@ class _Walk:
         due = self.check.seq
         got = self.check.take(line)
         if isinstance(got, Tail):
+            self._note_synced(got, Place(self.piece.name, offset, got.seq, got.prev))
             self.place = Place(self.piece.name, offset + len(line), self.check.seq, self.check.prev)
             if self.synced.segment != self.piece.name:
                 # A segment's header was synced before anything followed it.
@@ -261,6 +264,16 @@ class _Walk:
         if self.bad is None:
             self.bad = Finding(kind, self.piece.name, offset, due, got)
 
+    def _note_synced(self, tail: Tail, before: Place) -> None:
+        """Move on to where the records end that this one says were durable: the beginning of a batch."""
+        if tail.synced is None:
+            return
+        self.starts[tail.seq] = before
+        durable = self.starts.get(tail.synced)
+        if durable is not None and durable.seq > self.synced.seq and durable.offset:
+            self.synced = durable
+            self.starts = {seq: place for seq, place in self.starts.items() if seq >= durable.seq}
+
     def result(self) -> Inspection:
         bad = self.bad
         if bad is None:
@@ -278,7 +291,7 @@ class _Walk:
         if self.behind:
             if kind == "residue":
                 records = (self.behind[0].seq - 1, self.behind[-1].seq - 1)
-            elif self.behind[-1].seq > place.seq:
+            elif kind == "damage" and self.behind[-1].seq > place.seq:
                 place = self.behind[-1]
         finding = Finding(kind, bad.segment, bad.offset, bad.seq, bad.reason, records)
         return Inspection(place, finding, self.synced)

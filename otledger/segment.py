@@ -351,9 +351,9 @@ def read_chain(dir_fd: int, path: Path) -> Chain:
                 chained = False
         finally:
             os.close(fd)
-    if not chained and not any(headers.values()):
-        return Chain(tuple(Piece(name, None, None) for name in names), chained=False)
     remaining = [n for n in names if headers[n] is not None or _has_valid_record(dir_fd, n, path)]
+    if not chained and not remaining:
+        return Chain(tuple(Piece(name, None, None) for name in names), chained=False)
     return _walk(names, remaining, headers)
 
 

@@ -480,6 +480,18 @@ async def test_a_ledger_can_be_opened_again(root: Path, events: Events) -> None:
     assert otledger.verify(root).status is otledger.Status.OK
 
 
+async def test_the_same_ledger_may_be_entered_again(root: Path, events: Events) -> None:
+    # Each batch has a segment of its own, in which what its spans name has to stand.
+    ledger = otledger.open(root, max_segment=1)
+    for n in range(2):
+        async with ledger:
+            async with ledger.span("work"):
+                await ledger.emit("a", n)
+        with pytest.raises(otledger.LedgerClosed):
+            await ledger.emit("late")
+    assert [event["data"] for event in events()] == [0, 1]
+
+
 async def test_closing_writes_a_checkpoint_when_there_is_something_new(root: Path, check_all: CheckAll) -> None:
     async with otledger.open(root, machine="m1") as ledger:
         await ledger.emit("a")

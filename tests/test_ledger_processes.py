@@ -199,6 +199,26 @@ def test_parent_and_child_both_go_on(root: Path, script: Script, events: Events,
     assert len({end["traceparent"][3:35] for end in ends}) == 2
 
 
+def test_a_span_that_is_open_across_a_fork(root: Path, script: Script, check_all: CheckAll) -> None:
+    program = """
+        import os, sys, otledger
+        ledger = otledger.open_sync(sys.argv[1], machine="m1")
+        with ledger.span("both") as span:
+            ledger.flush()
+            pid = os.fork()
+            span.set_attribute("in", "parent" if pid else "child")
+        ledger.flush()
+        if pid == 0:
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        ledger.close()
+    """
+    assert script(program, root).wait(30) == 0
+    ends = [record for record in check_all(root)["m1"] if record["type"] == "otel.span.end"]
+    assert {end["data"]["attributes"]["in"] for end in ends} == {"parent", "child"}
+    assert len({end["data"]["resource"] for end in ends}) == 2
+
+
 def test_forks_while_threads_write(root: Path, script: Script, events: Events) -> None:
     program = """
         import os, sys, threading, otledger
