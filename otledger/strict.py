@@ -18,8 +18,49 @@ _REQUIRED = ("specversion", "id", "source", "type", "time", "machine", "seq", "p
 _NAME = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", re.ASCII)
 _SEPARATORS = ("\u0085", "\u2028", "\u2029")
-_SPACE_OUTSIDE = re.compile(rb'"(?:[^"\\]|\\.)*"|[ \t\r]')
+_SPACE_OUTSIDE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[ \t\r]')
 MAX_DEPTH = 100
+
+
+OWN_TYPES = frozenset(
+    {
+        *("otel.span.start", "otel.span.end", "otel.log", "otel.metrics", "otel.resource"),
+        *("otledger.segment", "otledger.checkpoint", "otledger.sealed", "otledger.recovery", "otledger.gap"),
+        *("otledger.key", "otledger.shredded", "otledger.archive"),
+    }
+)
+"""The types that the format names, of those that nobody else may use."""
+
+
+class DeepCheck:
+    """Checks lines of one machine, in their order, for what needs more than one of them to tell."""
+
+    def __init__(self, machine: str) -> None:
+        self._machine = machine
+        self._ids: set[int] = set()
+        self._synced = 0
+
+    def again(self) -> DeepCheck:
+        """Give a check for lines that this one has seen already."""
+        return DeepCheck(self._machine)
+
+    def why_not(self, line: bytes) -> str | None:
+        """Give what keeps a line from being the next record, or None."""
+        reason = why_not_format(line, self._machine)
+        if reason is not None:
+            return reason
+        members = json.loads(line)
+        # A hash of 64 bits for each id, not the id: ledgers have millions of them.
+        key = hash(members["id"])
+        if key in self._ids:
+            return f"id {members['id']!r} is another record's too"
+        self._ids.add(key)
+        synced = members.get("synced")
+        if synced is not None:
+            if synced < self._synced and members["seq"]:
+                return f"synced is {synced}, and was {self._synced} before"
+            self._synced = synced
+        return None
 
 
 class _Wrong(ValueError):
@@ -70,8 +111,31 @@ def _check(text: str, members: Any, machine: str) -> None:
         raise _Wrong(f"machine is {members['machine']!r}, and the folder is {machine!r}")
     if not _TIME.fullmatch(members["time"]):
         raise _Wrong("time is not RFC 3339 in UTC with nine digits")
+    _check_kinds(members)
     if _depth(members) > MAX_DEPTH:
         raise _Wrong(f"nested deeper than {MAX_DEPTH}")
+
+
+def _check_kinds(members: dict[str, Any]) -> None:
+    for name in ("datacontenttype", "dataschema", "subject", "ipchash", "traceparent", "tracestate"):
+        if name in members and (not isinstance(members[name], str) or not members[name]):
+            raise _Wrong(f"{name} is no text")
+    if "data" in members and members["data"] is None:
+        raise _Wrong("data is null")
+    type = members["type"]
+    if type.startswith(("otledger.", "otel.")) and type not in OWN_TYPES:
+        raise _Wrong(f"type {type!r} is reserved, and not one of the format's")
+    if "synced" in members and not (_is_count(members["synced"]) and members["synced"] <= members["seq"]):
+        raise _Wrong("synced is beyond seq")
+    for name, value in members.items():
+        if name not in RESERVED_NAMES and not (
+            isinstance(value, str) or (isinstance(value, int) and -(1 << 31) <= value < 1 << 31)
+        ):
+            raise _Wrong(f"{name!r} is no text, boolean or 32-bit integer")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_order(names: list[str]) -> None:

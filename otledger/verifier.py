@@ -23,6 +23,7 @@ from otledger.segment import (
     LOCK_FILE,
     QUARANTINE,
     Chain,
+    Header,
     Piece,
     SegmentName,
     control_data,
@@ -38,6 +39,7 @@ from otledger.segment import (
     open_segment,
     read_chain,
 )
+from otledger.strict import DeepCheck
 
 CHUNK = 64 << 20
 """Bytes of a segment that are checked at a time, each chunk by one process."""
@@ -206,7 +208,11 @@ class Chunk:
     path: str
     start: int
     end: int
-    deep: bool = False
+    seq: int = -1
+    """The `seq` that is due at `start`; -1: unknown, the first good line's is taken."""
+    prev: str = ""
+    told: bool = False
+    """Whether it was told already that the line with this `seq` is missing or broken."""
     count: int = 0
     first_seq: int = -1
     first_prev: str = ""
@@ -214,6 +220,8 @@ class Chunk:
     last_seq: int = -1
     last: str = ""
     """Checksum of the last good line."""
+    begin: int = 0
+    """Where the first line that begins in the chunk does."""
     stop: int = 0
     """Where the last line ends."""
     controls: list[tuple[int, str]] = field(default_factory=list)
@@ -224,23 +232,24 @@ class Chunk:
     more_bad: int = 0
 
 
-def check_chunk(chunk: Chunk) -> Chunk:
-    """Fill in what the lines of a chunk hold. The first good line's `seq` and `prev` are taken as they are."""
+def check_chunk(chunk: Chunk, deep: DeepCheck | None = None) -> Chunk:
+    """Fill in what the lines of a chunk hold. Where nothing is known to be due the first good line tells it."""
     fd = os.open(chunk.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         offset = chunk.start
         if offset:
             # A line that begins before the chunk is the business of the chunk before.
             offset += len(line_at(fd, offset - 1)) - 1
-        _check_lines(chunk, fd, offset)
+        chunk.begin = offset
+        _check_lines(chunk, fd, offset, deep)
     finally:
         os.close(fd)
     return chunk
 
 
-def _check_lines(chunk: Chunk, fd: int, offset: int) -> None:
-    seq, checksum = -1, ""
-    end, deep = chunk.end, chunk.deep
+def _check_lines(chunk: Chunk, fd: int, offset: int, deep: DeepCheck | None) -> None:
+    seq, checksum = chunk.seq, chunk.prev
+    end = chunk.end
     digest = sha256
     for block in line_blocks(fd, offset):
         for line in block:
@@ -255,10 +264,10 @@ def _check_lines(chunk: Chunk, fd: int, offset: int) -> None:
                 # The first `","type":"` is the member: in a string before it the quotes would be escaped.
                 if line.startswith(b"otledger.", line.find(b'","type":"', 26) + 10):
                     chunk.controls.append((offset, line.decode("utf-8", "replace")))
-                if deep:
-                    _check_json(chunk, offset, line, seq - 1)
+                if deep is not None:
+                    _check_json(chunk, offset, line, seq - 1, deep)
             else:
-                seq, checksum = _take_odd_line(chunk, offset, line, seq, checksum)
+                seq, checksum = _take_odd_line(chunk, offset, line, seq, checksum, deep)
             offset += len(line)
         else:
             continue
@@ -266,7 +275,9 @@ def _check_lines(chunk: Chunk, fd: int, offset: int) -> None:
     chunk.last_seq, chunk.last, chunk.stop = seq - 1, checksum, offset
 
 
-def _take_odd_line(chunk: Chunk, offset: int, line: bytes, seq: int, checksum: str) -> tuple[int, str]:
+def _take_odd_line(
+    chunk: Chunk, offset: int, line: bytes, seq: int, checksum: str, deep: DeepCheck | None
+) -> tuple[int, str]:
     """Note what is odd about a line, or that it is a chunk's first. Gives what is due next, seen from it."""
     tail = check_line(line)
     if tail is None:
@@ -278,7 +289,7 @@ def _take_odd_line(chunk: Chunk, offset: int, line: bytes, seq: int, checksum: s
             _bad(chunk, offset, seq, "the checksum does not fit the line", "broken")
         return seq, checksum
     # After a broken line the next one tells its number: the loss is told already.
-    told = bool(chunk.bad) and chunk.bad[-1][1] == seq
+    told = chunk.bad[-1][1] == seq and chunk.bad[-1][3] != "json" if chunk.bad else chunk.told and seq == chunk.seq
     if seq < 0:
         chunk.first_seq, chunk.first_prev, chunk.first_offset = tail.seq, tail.prev.decode(), offset
     elif tail.seq < seq:
@@ -291,8 +302,8 @@ def _take_odd_line(chunk: Chunk, offset: int, line: bytes, seq: int, checksum: s
     chunk.count += 1
     if _CONTROL in line:
         chunk.controls.append((offset, line.decode("utf-8", "replace")))
-    if chunk.deep:
-        _check_json(chunk, offset, line, tail.seq)
+    if deep is not None:
+        _check_json(chunk, offset, line, tail.seq, deep)
     return tail.seq + 1, tail.checksum.decode()
 
 
@@ -303,10 +314,8 @@ def _bad(chunk: Chunk, offset: int, seq: int, reason: str, kind: str) -> None:
         chunk.more_bad += 1
 
 
-def _check_json(chunk: Chunk, offset: int, line: bytes, seq: int) -> None:
-    from otledger.strict import why_not_format
-
-    reason = why_not_format(line, Path(chunk.path).parent.name)
+def _check_json(chunk: Chunk, offset: int, line: bytes, seq: int, deep: DeepCheck) -> None:
+    reason = deep.why_not(line)
     if reason is not None:
         _bad(chunk, offset, seq, reason, "json")
 
@@ -321,7 +330,7 @@ class _Partition:
         self.path = path
         self.machine = path.name
         self.processes = processes
-        self.deep = deep
+        self.deep = DeepCheck(path.name) if deep else None
         self.progress = progress
         self.faults: list[Fault] = []
         self.more = 0
@@ -332,6 +341,8 @@ class _Partition:
         self.status = Status.OK
         self.seq = 0
         self.prev = ZEROS.decode()
+        self.told = False
+        self.missing: tuple[str, ...] = ()
 
     def verify(self, *, tail: bool) -> MachineReport:
         self.dir_fd = open_folder(self.path)
@@ -346,7 +357,7 @@ class _Partition:
                 self._counted(chain, sizes, tail)
                 self._excluded(chain, sizes)
             elif newest is not None:
-                self._fault(Status.INCOMPLETE, str(newest), 0, 0, "no valid record in the segment")
+                self._without_records(newest)
             if chain.chained:
                 self._acknowledged(chain, sizes, state)
         finally:
@@ -385,6 +396,7 @@ class _Partition:
     def _counted(self, chain: Chain, sizes: dict[SegmentName, int], tail: bool) -> None:
         pieces = list(chain.pieces)
         begin = 0
+        self.missing = chain.missing
         if tail:
             place, _ = find_anchor(self.dir_fd, self.path, chain)
             pieces = [piece for piece in pieces if piece.name >= place.segment]
@@ -402,10 +414,24 @@ class _Partition:
                 end = sizes[piece.name]
             start = begin if piece is pieces[0] else 0
             path = str(self.path / str(piece.name))
-            jobs += [(piece, Chunk(path, at, min(at + CHUNK, end), self.deep)) for at in range(start, end, CHUNK)]
+            jobs += [(piece, Chunk(path, at, min(at + CHUNK, end))) for at in range(start, end, CHUNK)]
         for (piece, _), chunk in zip(jobs, self._run([chunk for _, chunk in jobs]), strict=True):
             self._stitch(piece, chunk, last=piece is pieces[-1], whole=not tail)
             self.progress.add(chunk.end - chunk.start)
+
+    def _without_records(self, name: SegmentName) -> None:
+        """Tell a creation that was not finished from records that were all changed."""
+        size = self._size(name)
+        fd = open_segment(self.dir_fd, name, shown=self.path)
+        try:
+            were = any(b'"checksum":"sha256:' in line for _, line in lines(fd) if line.endswith(b"\n"))
+        finally:
+            os.close(fd)
+        if were:
+            piece = Piece(name, None, None)
+            self._counted(Chain((piece,)), {name: size}, tail=False)
+        else:
+            self._fault(Status.INCOMPLETE, str(name), 0, 0, "no valid record in the segment")
 
     def _missing_start(self, chain: Chain, first: Piece) -> None:
         header = first.header
@@ -429,44 +455,59 @@ class _Partition:
         wanted = self.processes
         if wanted is None:
             wanted = min(os.cpu_count() or 1, 1 + total // (2 * CHUNK))
-        if wanted > 1 and len(chunks) > 1:
+        if wanted > 1 and len(chunks) > 1 and self.deep is None:
             from otledger.workers import check_chunks
 
             yield from check_chunks(chunks, wanted)
-        else:
-            yield from map(check_chunk, chunks)
+            return
+        for chunk in chunks:
+            # One after the other what is due is known.
+            chunk.seq, chunk.prev, chunk.told = self.seq, self.prev, self.told
+            yield check_chunk(chunk, self.deep)
 
     def _stitch(self, piece: Piece, chunk: Chunk, *, last: bool, whole: bool) -> None:
         """Hold a chunk's first line against the line before it, and go on from its last."""
         file = str(piece.name)
-        self.size += max(0, chunk.stop - chunk.start)
+        header = piece.header
+        if chunk.start == 0 and header is not None:
+            self._enter(header, chunk)
+        if (chunk.seq, chunk.prev, chunk.told) != (self.seq, self.prev, self.told) and not (
+            chunk.seq < 0
+            and (chunk.first_seq, chunk.first_prev) == (self.seq, self.prev)
+            and not (chunk.bad and chunk.bad[0][0] <= chunk.first_offset)
+        ):
+            # It does not follow from what came before as it was checked: once more, knowing what is due.
+            chunk = check_chunk(
+                Chunk(chunk.path, chunk.start, chunk.end, self.seq, self.prev, self.told),
+                None if self.deep is None else self.deep.again(),
+            )
+        self.size += chunk.stop - chunk.begin
         self.records += chunk.count
         self.more += chunk.more_bad
-        header = piece.header
-        if chunk.start == 0 and header is not None and header.seq == 0 and self.seq != 0:
-            self.seq, self.prev = 0, ZEROS.decode()
-        first_is_bad = bool(chunk.bad) and chunk.bad[0][0] <= chunk.first_offset
-        if chunk.count and not first_is_bad:
-            self._join(file, chunk)
         for offset, due, reason, kind in chunk.bad:
-            self._bad_line(file, offset, due if due >= 0 else self.seq, reason, kind, last=last)
-        if chunk.start == 0 and header is None and chunk.count:
+            self._bad_line(file, offset, due, reason, kind, last=last)
+        if chunk.start == 0 and header is None:
             self._fault(Status.TAMPERED, file, 0, None, "the segment does not begin with its header")
-        if chunk.count:
-            self.seq, self.prev = chunk.last_seq + 1, chunk.last
+        if chunk.bad:
+            self.told = chunk.bad[-1][1] == chunk.last_seq + 1 and chunk.bad[-1][3] != "json"
+        elif chunk.count:
+            self.told = False
+        self.seq, self.prev = chunk.last_seq + 1, chunk.last
         for offset, line in chunk.controls:
             self._control(piece, offset, line.encode(), whole)
 
-    def _join(self, file: str, chunk: Chunk) -> None:
-        if chunk.first_seq == self.seq and chunk.first_prev == self.prev:
-            return
-        if chunk.first_seq == self.seq:
-            reason = f"prev of seq {self.seq} is not the checksum of the record before"
-            self._fault(Status.TAMPERED, file, chunk.first_offset, self.seq, reason)
-        else:
-            kind = f"fork {chunk.first_seq}" if chunk.first_seq < self.seq else "gap"
-            reason = f"seq is {chunk.first_seq}, and {self.seq} is due"
-            self._bad_line(file, chunk.first_offset, self.seq, reason, kind, last=False)
+    def _enter(self, header: Header, chunk: Chunk) -> None:
+        """Begin anew where a new chain begins, or where the segment before is missing, which is told already."""
+        if header.seq == 0 and self.seq != 0:
+            self.seq, self.prev, self.told = 0, ZEROS.decode(), False
+        elif header.previous in self.missing:
+            fd = os.open(chunk.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                tail = check_line(line_at(fd, 0))
+            finally:
+                os.close(fd)
+            if tail is not None and tail.seq >= self.seq:
+                self.seq, self.prev, self.told = tail.seq, tail.prev.decode(), False
 
     def _bad_line(self, file: str, offset: int, due: int, reason: str, kind: str, *, last: bool) -> None:
         status = Status.TAMPERED
@@ -518,7 +559,7 @@ class _Partition:
             if "/" in name:
                 raise OSError
             content = (self.path / QUARANTINE / name).read_bytes()
-        except OSError:
+        except (OSError, ValueError):
             self._fault(Status.INCOMPLETE, file, offset, None, f"{QUARANTINE}/{name} is missing, or cannot be read")
             return
         if not name.endswith(sha256(content).hexdigest()[:16]) or len(content) != recovery.get("bytes"):
@@ -558,6 +599,9 @@ class _Partition:
                 self._excluded_bytes(piece.name, piece.size, reasons.get(str(piece.name), ""))
         for name in chain.skipped:
             self._excluded_bytes(name, 0, "fault")
+            if name > chain.pieces[-1].name and self._size(name):
+                reason = "no valid record in the segment; the next writer sets its bytes aside"
+                self._fault(Status.INCOMPLETE, str(name), 0, self.seq, reason)
         if any(reason == "fault" for reason in reasons.values()):
             self.status = max(self.status, Status.RECOVERED)
 

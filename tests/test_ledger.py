@@ -484,9 +484,8 @@ async def test_the_same_ledger_may_be_entered_again(root: Path, events: Events) 
     # Each batch has a segment of its own, in which what its spans name has to stand.
     ledger = otledger.open(root, max_segment=1)
     for n in range(2):
-        async with ledger:
-            async with ledger.span("work"):
-                await ledger.emit("a", n)
+        async with ledger, ledger.span("work"):
+            await ledger.emit("a", n)
         with pytest.raises(otledger.LedgerClosed):
             await ledger.emit("late")
     assert [event["data"] for event in events()] == [0, 1]

@@ -4,6 +4,8 @@ As a program it is their mother: it has otledger loaded and forks a group for ea
 that a group is writing within milliseconds. A group is a process group of its own, to be killed as one.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import random
@@ -95,20 +97,29 @@ class Writers:
 
 
 def mother() -> None:
+    groups = []
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            try:
-                answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-            except ChildProcessError:
-                answer = 255
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+            groups.remove(request["wait"])
         else:
             answer = os.fork()
             if answer == 0:
+                die_with_parent()
                 lead(request)
             # Set here too: whichever comes first.
             os.setpgid(answer, answer)
+            groups.append(answer)
         print(answer, flush=True)
+    # The test has ended, or was ended: so do they all.
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def lead(request: dict[str, Any]) -> None:
@@ -118,6 +129,7 @@ def lead(request: dict[str, Any]) -> None:
         pid = os.fork()
         if pid == 0:
             status = 1
+            die_with_parent()
             try:
                 work(number, **request)
                 status = 0
