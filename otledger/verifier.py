@@ -484,10 +484,10 @@ class _Partition:
         self.size += chunk.stop - chunk.begin
         self.records += chunk.count
         self.more += chunk.more_bad
-        for offset, due, reason, kind in chunk.bad:
-            self._bad_line(file, offset, due, reason, kind, last=last)
         if chunk.start == 0 and header is None:
             self._fault(Status.TAMPERED, file, 0, None, "the segment does not begin with its header")
+        for offset, due, reason, kind in chunk.bad:
+            self._bad_line(file, offset, due, reason, kind, last=last)
         if chunk.bad:
             self.told = chunk.bad[-1][1] == chunk.last_seq + 1 and chunk.bad[-1][3] != "json"
         elif chunk.count:

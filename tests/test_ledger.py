@@ -777,11 +777,11 @@ def test_a_sync_ledger_in_threads(root: Path, events: Events) -> None:
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
         # More than the queue holds: each waits for its place.
-        ids = list(pool.map(lambda n: ledger.emit("a", n), range(4000)))
+        ids = list(pool.map(lambda n: ledger.emit("a", n), range(1000)))
         receipts = list(pool.map(lambda n: ledger.append("b", n), range(100)))
     stored = events()
     assert {event["id"] for event in stored} == {*ids, *(receipt.id for receipt in receipts if receipt)}
-    assert len(stored) == 4100
+    assert len(stored) == 1100
 
 
 def test_a_sync_ledger_gives_up_waiting_and_the_record_stays(root: Path, hang: Any, events: Events) -> None:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -153,6 +154,7 @@ def work(
     seed: int = 0,
     batch: int = 1,
     sync: bool = True,
+    pause: float = 0.0,
     **settings: Any,
 ) -> None:
     """Write records, each with a payload of a size between the two, spread evenly over the orders of magnitude."""
@@ -178,6 +180,7 @@ def work(
                     break
                 except LockTimeout:
                     continue
+            time.sleep(pause)
             if sync and durability == "os" and index % 16 == 15:
                 journal.sync()
         journal.close()
