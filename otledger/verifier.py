@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import fcntl
+import itertools
 import os
 import stat
 import time
@@ -415,8 +416,11 @@ class _Partition:
             start = begin if piece is pieces[0] else 0
             path = str(self.path / str(piece.name))
             jobs += [(piece, Chunk(path, at, min(at + CHUNK, end))) for at in range(start, end, CHUNK)]
-        for (piece, _), chunk in zip(jobs, self._run([chunk for _, chunk in jobs]), strict=True):
+        ends = {id(chunk) for (piece, chunk), (after, _) in itertools.pairwise(jobs) if after is not piece}
+        for (piece, job), chunk in zip(jobs, self._run([chunk for _, chunk in jobs]), strict=True):
             self._stitch(piece, chunk, last=piece is pieces[-1], whole=not tail)
+            if piece.header is None and (id(job) in ends or job is jobs[-1][1]):
+                self._fault(Status.TAMPERED, str(piece.name), 0, None, "the segment does not begin with its header")
             self.progress.add(chunk.end - chunk.start)
 
     def _without_records(self, name: SegmentName) -> None:
@@ -484,8 +488,6 @@ class _Partition:
         self.size += chunk.stop - chunk.begin
         self.records += chunk.count
         self.more += chunk.more_bad
-        if chunk.start == 0 and header is None:
-            self._fault(Status.TAMPERED, file, 0, None, "the segment does not begin with its header")
         for offset, due, reason, kind in chunk.bad:
             self._bad_line(file, offset, due, reason, kind, last=last)
         if chunk.bad:

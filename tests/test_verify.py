@@ -752,6 +752,8 @@ def changes(draw: st.DrawFn) -> Callable[[list[bytes]], list[bytes]]:
                 break
             i, j = a % len(lines), b % len(lines)
             line = lines[i]
+            if not line:
+                continue
             good = line.endswith(b'"}\n') and line.count(b'"machine":"m1"') == 1 and b"checksum" in line
             if kind == "flip":
                 at = b % len(line)
