@@ -52,6 +52,7 @@ class _Core:
         self.checks: dict[str, Check] = compile_schemas(config.schemas)
         self.slow = bool(config.processors or self.checks)
         self.burst = BURST
+        self.listeners: list[Callable[[BaseException], None]] = []
         self._writer: Writer | None = None
         self._last_writer: Writer | None = None
         self.span_members = ""
@@ -72,6 +73,8 @@ class _Core:
         """Open writer and check, blocking. Gives what the check at start found."""
         config = self.config
         self._writer = self._last_writer = writer.acquire(config)
+        # A writer knows no resources when it is new.
+        self.span_members = ""
         self._closed = False
         if config.check is None:
             return None
@@ -87,7 +90,12 @@ class _Core:
     def close(self, timeout: float) -> int:
         """Give the writer back, blocking. Gives how many records were left unwritten."""
         own, self._writer, self._closed = self._writer, None, True
-        return 0 if own is None else writer.release(own, timeout)
+        if own is None:
+            return 0
+        for listener in self.listeners:
+            own.listeners.remove(listener)
+        self.listeners.clear()
+        return writer.release(own, timeout)
 
     # Events
 
@@ -153,6 +161,9 @@ class _Core:
         if own.full and not self._room_at_once(own):
             own.drop("queue full")
             return
+        if not self.span_members:
+            # A span may end in another process than it began in, after a fork.
+            self.span_members = self._describe_spans()
         own.put(span.end_part())
 
     def _room_at_once(self, own: Writer) -> bool:
@@ -542,6 +553,7 @@ class _Opened:
         It is called from the writer's thread, or from the caller's for a processor's error.
         """
         self._core.writer.listeners.append(callback)
+        self._core.listeners.append(callback)
         return callback
 
 

@@ -280,6 +280,15 @@ class Writer:
                 last_error=self.last_error,
             )
 
+    def drain(self, timeout: float) -> int:
+        """Write what is queued, for at most `timeout` seconds. Gives how many records were left."""
+        waiter: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self.wait_for_all(waiter)
+        with suppress(TimeoutError, LedgerError):
+            waiter.result(timeout)
+            return 0
+        return self.health().queued_records
+
     def close(self, timeout: float) -> int:
         """Write what is queued, for at most `timeout` seconds, and close. Gives how many records were left."""
         with self._lock:
@@ -330,9 +339,9 @@ class Writer:
             # A fork that ran no hooks: the lock is held by this very thread, the queue is the parent's.
             last, waiters = self._parts[-1:], self._waiters[-1:]
             self.journal.after_fork()
-            lock, wake = self._lock, self._wake
+            lock, wake, resources = self._lock, self._wake, self._resources
             self._reset()
-            self._lock, self._wake = lock, wake
+            self._lock, self._wake, self._resources = lock, wake, resources
             self._parts = last
             self._bytes = sum(map(len, last))
             self._waiters = [(0, id, waiter) for _, id, waiter in waiters]
@@ -660,14 +669,16 @@ def acquire(config: Config) -> Writer:
 
 
 def release(writer: Writer, timeout: float) -> int:
-    """Give a writer back; the last user closes it. Gives how many records were left unwritten."""
+    """Give a writer back, what is queued written; the last user closes it.
+
+    Gives how many records were left unwritten.
+    """
     with _registry_lock:
         writer.users -= 1
-        if writer.users > 0:
-            return 0
-        for key in [key for key, other in _writers.items() if other is writer]:
+        others = writer.users > 0
+        for key in [key for key, other in _writers.items() if other is writer and not others]:
             del _writers[key]
-    return writer.close(timeout)
+    return writer.drain(timeout) if others else writer.close(timeout)
 
 
 def _after_fork() -> None:
