@@ -22,6 +22,8 @@ MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 DEFAULT_ROOT = "ledger"
 ENVIRONMENT_PREFIX = "OTLEDGER_"
+LONGEST = 1_000_000
+"""The longest interval, in seconds: what a thread can wait for has an end."""
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -101,7 +103,10 @@ class Config:
             if text:
                 values[name] = _from_text(name, text)
         values["root"] = Path(values.get("root", DEFAULT_ROOT)).expanduser()
-        values["processors"] = tuple(values.get("processors", ()))
+        try:
+            values["processors"] = tuple(values.get("processors", ()))
+        except TypeError:
+            raise ConfigurationError("processors must be a list of callables, not one of them") from None
         values["service"] = values.get("service") or environ.get("OTEL_SERVICE_NAME") or program_name()
         if not values.get("machine"):
             from otledger.identity import default_machine
@@ -118,6 +123,8 @@ class Config:
         _one_of("check", self.check, (*get_args(StartupCheck), None))
         for name in ("flush_interval", "sync_interval", "queue_timeout", "lock_timeout", "checkpoint_interval"):
             _number(name, getattr(self, name), (int, float), least=0)
+            if not getattr(self, name) <= LONGEST:
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; it must be at most {LONGEST:,} seconds")
         for name, least in (("queue_records", 1), ("queue_bytes", 1), ("min_free", 0), ("max_segment", 1)):
             _number(name, getattr(self, name), (int,), least=least)
         if not 0o600 <= self.file_mode <= 0o666 or self.file_mode & 0o113:

@@ -49,7 +49,7 @@ class Filter:
             for value in (self.source, self.subject, self.ipc_hash, self.trace_id)
             if value is not None and value.isascii() and value.isprintable() and '"' not in value and "\\" not in value
         ]
-        text = self.text.lower().encode() if self.text else None
+        text = self.text.lower() if self.text else None
         conditions = self._conditions()
         return _line_test(needles, text), _record_test(conditions)
 
@@ -77,10 +77,13 @@ class Filter:
         return tests
 
 
-def _line_test(needles: list[bytes], text: bytes | None) -> Callable[[bytes], bool] | None:
-    if not needles and text is None:
-        return None
-    return lambda line: all(needle in line for needle in needles) and (text is None or text in line.lower())
+def _line_test(needles: list[bytes], text: str | None) -> Callable[[bytes], bool] | None:
+    if text is None:
+        return (lambda line: all(needle in line for needle in needles)) if needles else None
+    if text.isascii():
+        wanted = text.encode()
+        return lambda line: all(needle in line for needle in needles) and wanted in line.lower()
+    return lambda line: all(needle in line for needle in needles) and text in line.decode(errors="replace").lower()
 
 
 def _record_test(tests: list[Callable[[Record], bool]]) -> Callable[[Record], bool] | None:

@@ -34,12 +34,15 @@ from otledger.schemas import Check, compile_schemas
 from otledger.span import Limits, Span
 from otledger.verifier import Report, verify
 from otledger.version import VERSION
-from otledger.writer import Health, Writer
+from otledger.writer import Health, Writer, text_of
 
 BURST = 256
 """After so many events a task lets the others run: `emit` alone never suspends."""
 
 T = TypeVar("T")
+
+_NOT_GIVEN: Any = object()
+"""None is a value of `check`."""
 
 
 class _Core:
@@ -112,27 +115,21 @@ class _Core:
         return self.encoder.draft(kept, time_ns())
 
     def _run_processors(self, draft: Draft) -> Draft | None:
-        # What the processors are given must be storable, and a copy: they may change it.
         for processor in self.config.processors:
-            before = _copy(draft)
             try:
-                after = processor(draft)
+                # A copy: what a processor changes in it before it raises must not count, nor reach the caller.
+                after = processor(_copy(draft))
                 if after is None:
                     return None
                 if not isinstance(after, Draft):
                     raise TypeError(f"a processor must return a Draft or None, not {type(after).__name__}")
                 self.encoder.draft(after, 0)
                 draft = after
-            except EventRefused as error:
-                self.encoder.draft(before, 0)
-                draft = self._unchanged(before, error)
             except Exception as error:  # A processor's mistake never loses the event.
-                draft = self._unchanged(before, error)
-        return draft
-
-    def _unchanged(self, draft: Draft, error: Exception) -> Draft:
-        self.writer.report(error)
-        draft.marks["otlprocessor"] = f"{type(error).__name__}: {error}"[:200].encode("ascii", "replace").decode()
+                # What the caller gave must be storable all the same: that is for the caller to hear.
+                self.encoder.draft(draft, 0)
+                self.writer.report(error)
+                draft.marks["otlprocessor"] = _printable(f"{type(error).__name__}: {text_of(error)}")
         return draft
 
     def _check(self, check: Check, draft: Draft) -> None:
@@ -142,7 +139,7 @@ class _Core:
             wrong = f"the check failed: {type(error).__name__}: {error}"
         if wrong is not None:
             self.writer.invalid += 1
-            draft.marks["otlinvalid"] = "".join(c if c.isprintable() else "?" for c in wrong)[:200]
+            draft.marks["otlinvalid"] = _printable(wrong)
 
     # Spans
 
@@ -397,6 +394,11 @@ def _copy(draft: Draft) -> Draft:
     except Exception:  # A payload that cannot be copied is kept in the form in which it would be stored.
         data = values.loads(values.encode(draft.data))
     return replace(draft, data=data, extensions=dict(draft.extensions), marks=dict(draft.marks))
+
+
+def _printable(text: str) -> str:
+    """Give text for a mark: at most 200 characters, none that a CloudEvents string may not have."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
 class Turn:
@@ -680,7 +682,7 @@ def open(
     processors: Sequence[Processor] | None = None,
     schemas: Mapping[str, Any] | None = None,
     queue_policy: QueuePolicy | None = None,
-    check: StartupCheck | None = "tail",
+    check: StartupCheck | None = _NOT_GIVEN,
     **settings: Any,
 ) -> Ledger:
     """Give a ledger for an asyncio program, opened by `async with` or `await`.
@@ -694,13 +696,15 @@ def open(
     return Ledger(_resolve(root, check, given | settings))
 
 
-def open_sync(root: str | Path | None = None, *, check: StartupCheck | None = "tail", **settings: Any) -> SyncLedger:
+def open_sync(
+    root: str | Path | None = None, *, check: StartupCheck | None = _NOT_GIVEN, **settings: Any
+) -> SyncLedger:
     """Give an open ledger for a program without asyncio. Settings and errors are those of `open`."""
     return SyncLedger(_resolve(root, check, settings))
 
 
 def _resolve(root: str | Path | None, check: StartupCheck | None, settings: dict[str, Any]) -> Config:
-    if check != "tail":
+    if check is not _NOT_GIVEN:
         settings["check"] = check
     return Config.resolve(root=root, **settings)
 

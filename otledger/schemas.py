@@ -32,6 +32,7 @@ def _compile(type: str, schema: Any) -> Check:
 def _json_schema(type: str, schema: Any) -> Check:
     try:
         from jsonschema import SchemaError, validators
+        from referencing import Registry
     except ImportError:
         raise ConfigurationError("JSON Schemas need jsonschema: pip install 'otledger[schemas]'") from None
     kind = validators.validator_for(schema, default=validators.Draft202012Validator)
@@ -39,7 +40,8 @@ def _json_schema(type: str, schema: Any) -> Check:
         kind.check_schema(schema)
     except SchemaError as error:
         raise ConfigurationError(f"the schema of {type!r} is no JSON Schema: {error.message}") from None
-    validator = kind(schema)
+    # An empty registry: nothing is ever fetched from the network.
+    validator = kind(schema, registry=Registry())
 
     def check(raw: bytes, _: Any) -> str | None:
         for error in validator.iter_errors(orjson.loads(raw)):

@@ -556,7 +556,7 @@ class Writer:
     def report(self, error: BaseException) -> None:
         """Count an error, and tell the listeners."""
         self.errors += 1
-        self.last_error = str(error) or type(error).__name__
+        self.last_error = text_of(error) or type(error).__name__
         for listener in list(self.listeners):
             try:
                 listener(error)
@@ -600,6 +600,14 @@ class Writer:
                 with self._lock:
                     rooms = self._update_full()
                 _wake_rooms(rooms)
+
+
+def text_of(error: BaseException) -> str:
+    """Give an error's text, whatever its class makes of that."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def _deliver(outcomes: list[tuple[Any, Outcome]]) -> None:

@@ -101,6 +101,17 @@ async def test_what_a_processor_sees(root: Path, events: Events) -> None:
     assert (event["traceparent"], event["ipchash"], event["id"]) == (draft.traceparent, "hash", "own")
 
 
+async def test_the_trace_is_kept_where_there_are_processors(root: Path, events: Events) -> None:
+    state = trace.TraceState([("vendor", "x"), ("b", "2")])
+    above = trace.SpanContext(0xABC, 0xDEF, True, trace.TraceFlags(1), state)
+    async with otledger.open(root, processors=[lambda draft: draft]) as ledger:
+        with trace.use_span(trace.NonRecordingSpan(above)):
+            await ledger.emit("a")
+    (event,) = events()
+    assert event["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
+    assert event["tracestate"] == "vendor=x,b=2"
+
+
 async def test_processors_run_before_anything_is_queued(root: Path) -> None:
     here = threading.get_ident()
     threads: list[int] = []

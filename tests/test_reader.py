@@ -662,6 +662,18 @@ async def test_a_machine_that_appears_is_read_from_its_beginning(root: Path, wat
                 assert [record.data for record in await following.take(1)] == ["m1 again"]
 
 
+async def test_a_machine_that_appears_with_records_is_read_from_its_beginning(
+    root: Path, tmp_path: Path, watching: str
+) -> None:
+    for path, machine in ((root, "m1"), (tmp_path / "other", "m2")):
+        with otledger.open_sync(path, machine=machine) as ledger:
+            ledger.append("a", f"old of {machine}")
+    async with aclosing(Following(root, "end", ORDERS)) as following:
+        assert await following.nothing()
+        (tmp_path / "other" / "m2").rename(root / "m2")
+        assert [record.data for record in await following.take(1)] == ["old of m2"]
+
+
 async def test_only_the_machines_asked_for(root: Path, watching: str) -> None:
     async with otledger.open(root, machine="m1") as one, otledger.open(root, machine="m2") as two:  # noqa: SIM117
         async with aclosing(Following(root, "start", ORDERS, machines=["m2"])) as following:
