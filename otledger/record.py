@@ -228,11 +228,11 @@ def _check_value(name: str, value: object) -> None:
         return
     if isinstance(value, int):
         if not -(1 << 31) <= value < 1 << 31:
-            raise EventRefused(f"extension {name!r} is {value}: an integer has 32 bits; give larger ones as a string")
+            raise EventRefused(f"{name!r} is {value}: an integer has 32 bits; give larger ones as a string")
     elif not isinstance(value, str):
-        raise EventRefused(f"extension {name!r} is of type {type(value).__name__}: allowed are str, bool and int")
+        raise EventRefused(f"{name!r} is of type {type(value).__name__}: allowed are str, bool and int")
     else:
-        _check_text(f"extension {name!r}", value, empty=True)
+        _check_text(repr(name), value, empty=True)
 
 
 def _check_text(what: str, text: object, *, empty: bool = False) -> str:
@@ -371,6 +371,8 @@ class Encoder:
         for name, value in draft.marks.items():
             if not _EXTENSION_NAME.fullmatch(name) or not name.startswith(RESERVED_PREFIXES):
                 raise EventRefused(f"mark {name!r}: at most 20 of a-z and 0-9, beginning with 'otl' or 'orig'")
+            if not isinstance(value, str):
+                _check_value(name, value)
             members.append(_member(name, value))
         if draft.data is not None:
             try:

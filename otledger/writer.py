@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from os import getpid
 from typing import Any, Protocol
 
 from otledger.config import Config
@@ -165,7 +166,7 @@ class Writer:
             if waiter is not None:
                 self._waiters.append((len(parts) - 1, id, waiter))
                 self._rouse()
-            elif self._asleep and (self._asleep == _IDLE or size >= WAKE_BYTES):
+            elif self._asleep and (self._asleep == _IDLE or size >= WAKE_BYTES or self._pid != getpid()):
                 self._rouse()
 
     def put_span(self, span: OpenSpan) -> None:

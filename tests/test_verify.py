@@ -595,6 +595,23 @@ def test_a_checkpoint_with_a_wrong_head(four: Path, chunk: int) -> None:
     assert first_fault(four, chunk) == (Status.TAMPERED, segment_names(four)[0], offset, size)
 
 
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_faults_come_in_the_order_of_the_file(root: Path, chunk: int) -> None:
+    """Whatever kind they are: a wrong checkpoint before a broken line is the first place."""
+    closed(root, 1, 2)
+    closed(root, 3, 4)
+    lines = lines_of(newest(root))
+    index = next(i for i, line in enumerate(lines) if b'"otledger.checkpoint"' in line)
+    head = record_of(lines[index])["data"]["head"]
+    lines = rechained([*lines[:index], lines[index].replace(head.encode(), b"a" * 64), *lines[index + 1 :]])
+    lines[-2] = lines[-2].replace(b'"data":4', b'"data":5')
+    newest(root).write_bytes(b"".join(lines))
+    forget(root)
+    places = [fault.offset for fault in verify(root, chunk).machines[0].faults]
+    assert places[:2] == [offsets(lines)[index], offsets(lines)[-3]]
+    assert places == sorted(places)
+
+
 def test_a_checkpoint_over_records_that_are_not_there_yet(four: Path) -> None:
     first = lines_of(partition(four) / segment_names(four)[0])
     size = record_of(first[-1])["data"]["size"]
