@@ -86,7 +86,9 @@ def make_partition(root: Path, machine: str, mode: int) -> int:
             fd = open_folder(machine, dir_fd=root_fd, shown=root / machine)
             os.fchmod(fd, mode)
             os.close(fd)
-            sync_folder(root_fd)
+        # Whoever made these may have died before their names were durable.
+        sync_folder(root_fd)
+        _sync_above(root)
         return open_folder(machine, dir_fd=root_fd, shown=root / machine)
     finally:
         os.close(root_fd)
@@ -116,6 +118,15 @@ def make_folder(path: Path, mode: int) -> None:
             sync_folder(above)
         finally:
             os.close(above)
+
+
+def _sync_above(path: Path) -> None:
+    with suppress(PermissionError):
+        fd = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_folder(fd)
+        finally:
+            os.close(fd)
 
 
 def sync_folder(fd: int) -> None:

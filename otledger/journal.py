@@ -136,7 +136,9 @@ class Journal:
 
     def __init__(self, root: str | Path | None = None, *, config: Config | None = None, **settings: Any) -> None:
         self.config = config or Config.resolve(root=root, **settings)
-        self.path = self.config.root / self.config.machine
+        # Absolute: the program may change its working folder.
+        self.root = self.config.root.absolute()
+        self.path = self.root / self.config.machine
         self.findings: list[Finding] = []
         """What recovery found since this journal was made."""
         self.encoder = Encoder(self.config.machine, self.config.service)
@@ -290,8 +292,8 @@ class Journal:
 
     def _open_folder(self) -> None:
         config = self.config
-        check_root(config.root, force=config.force)
-        self._dir_fd = make_partition(config.root, config.machine, config.folder_mode)
+        check_root(self.root, force=config.force)
+        self._dir_fd = make_partition(self.root, config.machine, config.folder_mode)
         self._lock = PartitionLock(self._dir_fd, self.path, config.file_mode)
 
     def _release_files(self) -> None:
@@ -419,6 +421,9 @@ class Journal:
         `synced` is up to where it is durable for certain, if the last holder left no word. What stands behind
         that counts as durable only after a sync.
         """
+        if synced is not None or self._state.segment != str(place.segment):
+            # The segment's maker may have died before its name was durable.
+            sync_folder(self._dir_fd)
         self._fd = open_segment(self._dir_fd, place.segment, os.O_RDWR | os.O_APPEND, shown=self.path)
         self._name = place.segment
         state = self._state
@@ -443,6 +448,7 @@ class Journal:
         Where that fails the successor claims no more than `synced`; the segment is not touched again.
         """
         state = self._state
+        known = state.synced_seq if synced is None else synced.seq
         state.segment, state.acked, state.synced = str(place.segment), place.offset, place.offset
         state.seq = state.synced_seq = place.seq
         state.head = state.synced_head = place.prev.decode()
@@ -456,7 +462,7 @@ class Journal:
             return
         except OSError as error:
             log.critical("%s: %s cannot be synced: %s", self.path, place.segment, error.strerror)
-            state.synced_seq = 0 if synced is None else min(synced.seq, place.seq)
+            state.synced_seq = min(known, place.seq)
 
     def _here(self) -> Place:
         assert self._name is not None
@@ -642,15 +648,20 @@ class Journal:
         What stands in it is set aside; somebody else's lines are never cut, and close it for good.
         """
         fd = open_segment(self._dir_fd, name, os.O_RDWR | os.O_APPEND, shown=self.path)
-        size = file_size(fd)
-        if any(is_foreign(line) for _, line in lines(fd)):
+        try:
+            size = file_size(fd)
+            foreign = any(is_foreign(line) for _, line in lines(fd))
+            kept = None
+            if size and not foreign:
+                kept = self._quarantine(f"{name}.0", pread(fd, size, 0))
+                os.ftruncate(fd, 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        if foreign:
             os.close(fd)
             self._start_segment("damage", previous)
             return
-        kept = None
-        if size:
-            kept = self._quarantine(f"{name}.0", pread(fd, size, 0))
-            os.ftruncate(fd, 0)
         reason = "new" if previous is None else "month" if name.month > previous.segment.month else "size"
         self._fill_segment(fd, name, reason, previous)
         if kept is not None:

@@ -50,6 +50,8 @@ class _Core:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        # Absolute: the program may change its working folder.
+        self.root = config.root.absolute()
         self.encoder = Encoder(config.machine, config.service)
         self.limits = Limits.from_environment()
         self.checks: dict[str, Check] = compile_schemas(config.schemas)
@@ -542,7 +544,7 @@ class _Opened:
     @property
     def reader(self) -> Reader:
         """A reader of the whole ledger, all machines."""
-        return Reader(self._core.config.root)
+        return Reader(self._core.root)
 
     def health(self) -> Health:
         """Give how the ledger is at this moment."""

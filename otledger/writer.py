@@ -580,7 +580,7 @@ class Writer:
         if not least:
             return
         try:
-            disk = os.statvfs(self.config.root)
+            disk = os.statvfs(self.journal.root)
         except OSError:
             return
         free = disk.f_bavail * disk.f_frsize

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "otledger"
-EXPORTERS = PACKAGE.parent / "exporters"
+import otledger
+
+PACKAGE = Path(otledger.__file__).parent
+EXPORTERS = Path(__file__).parent.parent / "exporters"
 
 # From the top down. A module imports only modules of its own layer and of lower ones.
 LAYERS = (

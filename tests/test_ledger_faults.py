@@ -195,7 +195,7 @@ async def test_a_lock_held_by_another_process_is_waited_for_and_reported(
         ledger.on_error(errors.append)
         holder = lock_held()
         with pytest.raises(otledger.JournalError, match=f"process {holder.pid}"):
-            await ledger.append("a")
+            await asyncio.wait_for(ledger.append("a"), 5)
         await asyncio.sleep(1)
         assert ledger.health().state == "blocked"
         assert any(str(holder.pid) in str(error) for error in errors)
@@ -493,7 +493,7 @@ async def test_a_failed_write_never_fails_the_program(
         async with ledger.span("work"):
             pass
         with pytest.raises(DiskFull):
-            await ledger.flush()
+            await asyncio.wait_for(ledger.flush(), 10)
         await until(lambda: ledger.health().errors >= 2)
         health = ledger.health()
         assert (health.state, health.queued_records) == ("failing", 102)
@@ -697,8 +697,9 @@ def test_a_root_that_is_not_writable(tmp_path: Path, script: Script) -> None:
     assert "write permission" in second
 
 
-def test_folders_and_files_are_for_the_owner_alone_whatever_the_umask(root: Path) -> None:
-    before = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_folders_and_files_are_for_the_owner_alone_whatever_the_umask(root: Path, umask: int) -> None:
+    before = os.umask(umask)
     try:
         with otledger.open_sync(root / "deep" / "er", machine="m1") as ledger:
             ledger.append("a")

@@ -845,7 +845,7 @@ def test_a_file_without_a_line_feed_needs_little_memory(tmp_path: Path, one: Pat
         import otledger.strict
 
         pages = int(open("/proc/self/statm").read().split()[0]) * 4096
-        resource.setrlimit(resource.RLIMIT_AS, (pages + (200 << 20), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (pages + (120 << 20), resource.RLIM_INFINITY))
         for deep in (False, True):
             report = otledger.verify(sys.argv[1], processes=1, deep=deep)
             print(report.status, report.records, flush=True)
@@ -856,7 +856,7 @@ def test_a_file_without_a_line_feed_needs_little_memory(tmp_path: Path, one: Pat
         shutil.copytree(one, root)
         forget(root)
         os.truncate(newest(root), start)
-        os.truncate(newest(root), start + (400 << 20))
+        os.truncate(newest(root), start + (280 << 20))
         append_bytes(newest(root), end)
         done = run_python(code, root)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -409,7 +409,7 @@ WRITER = """if True:
 
     root, durability, count = sys.argv[1:]
     print(os.getpid(), flush=True)
-    journal = Journal(root, machine="m1", service="test", durability=durability, checkpoint_interval=1e9)
+    journal = Journal(root, machine="m1", service="test", durability=durability, checkpoint_interval=1e6)
     number = 0
     while number < int(count):
         try:

@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import otledger
-from otledger import Draft, Journal, Receipt, Status
+from otledger import Config, Draft, Journal, Receipt, Status
 from tests.checker import check, parse, segments
 
 MACHINE = "m1"
@@ -38,7 +39,11 @@ TAIL = re.compile(rb'(,"synced":\d+)?,"seq":(\d+),"prev":"([0-9a-f]{64})","check
 
 def journal(root: Path, **settings: Any) -> Journal:
     """A journal of the machine `m1`. Checkpoints come only at a cut and at close, unless it is told otherwise."""
-    return Journal(root, **{"machine": MACHINE, "service": "test", "checkpoint_interval": 1e9, **settings})
+    config = Config.resolve(root=root, **{"machine": MACHINE, "service": "test", **settings})
+    if "checkpoint_interval" not in settings:
+        # Longer than may be set, and than any machine has been up.
+        config = replace(config, checkpoint_interval=1e12)
+    return Journal(config=config)
 
 
 def put(target: Journal, *payloads: Any) -> list[Receipt]:
