@@ -6,7 +6,10 @@ A forked child begins with empty pools, so it never gives out an id of its paren
 from __future__ import annotations
 
 import os
+from os import getpid
 
+_pid = getpid()
+"""The process that the pools are of: a fork from C may run no hooks."""
 _spans: list[str] = []
 _traces: list[str] = []
 _events: list[str] = []
@@ -22,6 +25,8 @@ def event_prefix(millisecond: int) -> str:
 
 def event_rest() -> str:
     """Give the 15 random digits that follow the prefix of an event's id."""
+    if getpid() != _pid:
+        _after_fork()
     try:
         return _events.pop()
     except IndexError:
@@ -31,6 +36,8 @@ def event_rest() -> str:
 
 def span_id() -> str:
     """Give 16 random lower-case hex digits that are not all zero."""
+    if getpid() != _pid:
+        _after_fork()
     try:
         return _spans.pop()
     except IndexError:
@@ -40,6 +47,8 @@ def span_id() -> str:
 
 def trace_id() -> str:
     """Give 32 random lower-case hex digits that are not all zero."""
+    if getpid() != _pid:
+        _after_fork()
     try:
         return _traces.pop()
     except IndexError:
@@ -55,6 +64,8 @@ def _random(length: int) -> list[str]:
 
 
 def _after_fork() -> None:
+    global _pid
+    _pid = getpid()
     for pool in (_spans, _traces, _events):
         pool.clear()
 

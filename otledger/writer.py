@@ -186,6 +186,8 @@ class Writer:
 
     def wait_for_all(self, waiter: Any) -> None:
         """Have `waiter` get None when everything queued so far is durable, or the error that keeps it."""
+        if self._pid != getpid():
+            self.after_fork()
         with self._lock:
             if self._closed or not (self._parts or self._spans or self._gaps or self._in_flight_records or self._retry):
                 waiter.set_result(None)
@@ -292,6 +294,8 @@ class Writer:
 
     def close(self, timeout: float) -> int:
         """Write what is queued, for at most `timeout` seconds, and close. Gives how many records were left."""
+        if self._pid != getpid():
+            self.after_fork()
         with self._lock:
             if self._closed:
                 return 0
