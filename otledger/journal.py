@@ -687,7 +687,7 @@ class Journal:
         header = with_synced(self.encoder.telemetry(HEADER_TYPE, now_ns(), dumps(data)), durable)
         block = stamp([header, *again], seq, prev)
         try:
-            os.fchmod(fd, self.config.file_mode)
+            _set_mode(fd, self.config.file_mode)
             write_all(fd, b"".join(block))
             os.fsync(fd)
             sync_folder(self._dir_fd)

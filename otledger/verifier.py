@@ -488,15 +488,19 @@ class _Partition:
         self.size += chunk.stop - chunk.begin
         self.records += chunk.count
         self.more += chunk.more_bad
-        for offset, due, reason, kind in chunk.bad:
-            self._bad_line(file, offset, due, reason, kind, last=last)
+        # In the order of the file, so that the first fault is the first place.
+        found = [(bad[0], 0, bad) for bad in chunk.bad] + [(control[0], 1, control) for control in chunk.controls]
+        for _, _, what in sorted(found, key=lambda place: place[:2]):
+            if len(what) == 4:
+                offset, due, reason, kind = what
+                self._bad_line(file, offset, due, reason, kind, last=last)
+            else:
+                self._control(piece, what[0], what[1].encode(), whole)
         if chunk.bad:
             self.told = chunk.bad[-1][1] == chunk.last_seq + 1 and chunk.bad[-1][3] != "json"
         elif chunk.count:
             self.told = False
         self.seq, self.prev = chunk.last_seq + 1, chunk.last
-        for offset, line in chunk.controls:
-            self._control(piece, offset, line.encode(), whole)
 
     def _enter(self, header: Header, chunk: Chunk) -> None:
         """Begin anew where a new chain begins, or where the segment before is missing, which is told already."""
