@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -82,14 +83,20 @@ class ServerProcess:
 
     async def kill(self) -> None:
         """End it by SIGKILL, which it cannot notice."""
-        if self.running:
-            self._process.kill()
+        self._send(signal.SIGKILL)
         await self._process.wait()
         await self._reading
 
     def terminate(self) -> None:
         """Ask it by SIGTERM to end."""
-        self._process.send_signal(signal.SIGTERM)
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> None:
+        # `Process.send_signal` polls first; where the process has just ended, that takes its exit status away from
+        # asyncio, which then complains of an unknown child.
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     async def ended(self) -> int | None:
         """Wait until it has ended. Gives its exit code, None if it did not end."""
