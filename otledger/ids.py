@@ -13,6 +13,7 @@ _pid = getpid()
 _spans: list[str] = []
 _traces: list[str] = []
 _events: list[str] = []
+next_rest = _events.pop
 
 
 def event_prefix(millisecond: int) -> str:
@@ -24,9 +25,10 @@ def event_prefix(millisecond: int) -> str:
 
 
 def event_rest() -> str:
-    """Give the 15 random digits that follow the prefix of an event's id."""
-    if getpid() != _pid:
-        _after_fork()
+    """Give the 15 random digits that follow the prefix of an event's id.
+
+    Looks not for a fork without hooks: `event_prefix` does, once a millisecond.
+    """
     try:
         return _events.pop()
     except IndexError:
@@ -58,9 +60,9 @@ def trace_id() -> str:
 
 def _random(length: int) -> list[str]:
     digits = os.urandom(4096).hex()
+    runs = [digits[i : i + length] for i in range(0, len(digits) - length + 1, length)]
     zeros = "0" * length
-    ends = range(0, len(digits) - length + 1, length)
-    return [run for i in ends if (run := digits[i : i + length]) != zeros]
+    return [run for run in runs if run != zeros] if zeros in runs else runs
 
 
 def _after_fork() -> None:

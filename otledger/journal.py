@@ -15,8 +15,10 @@ import re
 import threading
 import uuid
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ from otledger.version import VERSION
 log = logging.getLogger("otledger")
 
 GROUP = 64 << 10
-"""Bytes of lines that are stamped and written at a time: larger blocks cross malloc's mmap threshold, and
+"""Bytes of parts that are stamped and written at a time: larger blocks cross malloc's mmap threshold, and
 shorter ones hold the interpreter lock no longer than a quarter of a millisecond."""
 
 _DIGEST = re.compile(rb'"(?:resource|scope)":"([0-9a-f]{32})"')
@@ -120,8 +122,13 @@ class Ack:
     count: int
     first_seq: int
     segment: str
-    checksums: Sequence[bytes]
+    lines: Sequence[bytes]
     error: JournalError | None = None
+
+    def receipt(self, at: int, id: str) -> Receipt:
+        """Give the receipt of the part at this place of the batch."""
+        checksum = f"sha256:{checksum_of(self.lines[at]).decode()}"
+        return Receipt(id, self.first_seq + at, checksum, self.segment)
 
 
 class Journal:
@@ -187,10 +194,7 @@ class Journal:
         """
         encoded = [self.encoder.draft(draft, now_ns(), reserved=reserved) for draft in drafts]
         ack = self.write(Batch([part for _, part in encoded], {}), timeout=self.config.lock_timeout)
-        receipts = [
-            Receipt(encoded[i][0], ack.first_seq + i, f"sha256:{ack.checksums[i].decode()}", ack.segment)
-            for i in range(ack.count)
-        ]
+        receipts = [ack.receipt(at, encoded[at][0]) for at in range(ack.count)]
         if ack.error is not None:
             ack.error.receipts = receipts
             raise ack.error
@@ -762,7 +766,7 @@ class Journal:
             count,
             first + len(own),
             str(self._name),
-            [checksum_of(line) for line in lines_written[len(own) :]],
+            lines_written[len(own) :],
             failure,
         )
 
@@ -798,12 +802,10 @@ class Journal:
         state = self._state
         seq, prev = state.seq, state.head.encode() or ZEROS
         written: list[bytes] = []
+        ends = list(accumulate(map(len, parts)))
         at = 0
         while at < len(parts):
-            size, end = 0, at
-            while end < len(parts) and (size < GROUP or end == at):
-                size += len(parts[end])
-                end += 1
+            end = bisect_right(ends, (ends[at - 1] if at else 0) + GROUP, at + 1)
             group = stamp(parts[at:end], seq, prev)
             done, error = _write_some(self._fd, b"".join(group))
             if error is not None:

@@ -25,6 +25,7 @@ from opentelemetry.trace import Link, SpanKind
 from otledger import context as ctx
 from otledger import values, writer
 from otledger.config import Config, Durability, QueuePolicy, StartupCheck
+from otledger.context import current as current_context
 from otledger.errors import ConfigurationError, EventRefused, LedgerClosed, LedgerDamaged, QueueFull
 from otledger.journal import Receipt, Resource
 from otledger.processors import Processor
@@ -276,6 +277,7 @@ class _View:
         self._ipc_hash = ipc_hash
         self._extensions = extensions
         self._bound = any(default is not None for default in (subject, source, ipc_hash, extensions))
+        self._direct = not self._bound and not core.slow
 
     def _encode(
         self,
@@ -457,14 +459,14 @@ class View(_View):
         core.burst = left = core.burst - 1
         if (left < 0 or own.full) and not await core.make_room(own):
             return ""
-        if self._bound or core.slow or time is not None or id is not None or ctx.current():
-            id, part = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
-            if part is None:
-                return id
-        else:
+        if self._direct and time is None and id is None and not current_context():
             # What `_encode` comes to for most events, without a call more: emit is the hot path.
             id, part = core.encoder.event(type, data, time_ns(), source, subject, ipc_hash, "", extensions)
-        own.put(part)
+            own.put(part)
+            return id
+        id, kept = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
+        if kept is not None:
+            own.put(kept)
         return id
 
     async def append(
@@ -492,7 +494,7 @@ class View(_View):
         if part is None:
             return None
         waiter: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        own.put(part, waiter, id)
+        own.put_awaited(part, waiter, id)
         return await waiter
 
     async def flush(self) -> None:
@@ -647,7 +649,7 @@ class SyncLedger(_View, _Opened):
         if part is None:
             return None
         waiter: concurrent.futures.Future[Receipt] = concurrent.futures.Future()
-        own.put(part, waiter, id)
+        own.put_awaited(part, waiter, id)
         return waiter.result(timeout)
 
     def flush(self, timeout: float | None = None) -> None:

@@ -19,7 +19,8 @@ import msgspec
 from otledger import values
 from otledger.batch import MAX_LINE, STAMP_ROOM, checksum_of
 from otledger.errors import EventRefused, FormatError
-from otledger.ids import event_prefix, event_rest
+from otledger.ids import event_prefix, event_rest, next_rest
+from otledger.values import encode
 
 Extension = str | bool | int
 
@@ -277,7 +278,7 @@ class Encoder:
         self._before_data = f'Z"{self._machine},"data":'
         self._heads: dict[tuple[str, str | None], str] = {}
         self._own_heads: dict[str, str] = {}
-        self._instant = ("", "", "")
+        self._instant = (0, "", "")
         self.reprs = 0
         self.on_repr = self._count_repr
 
@@ -299,29 +300,31 @@ class Encoder:
         Raises `EventRefused` if a name, the size or the depth is not allowed.
         """
         try:
-            head = self._heads.get((type, source)) or self._head(type, source)
-        except TypeError:
+            head = self._heads[type, source]
+        except (KeyError, TypeError):
             # What cannot be hashed is no text.
             head = self._head(type, source)
-        digits = str(ns)
         millisecond, prefix, text = self._instant
-        if digits[:-6] != millisecond:
+        if ns // 1_000_000 != millisecond:
             prefix, text = self._note_instant(ns)
-        id = prefix + event_rest()
         try:
-            payload = values.encode(data, self.on_repr).decode()
+            id = prefix + next_rest()
+        except IndexError:
+            id = prefix + event_rest()
+        try:
+            payload = encode(data, self.on_repr).decode()
         except values.TooDeep as error:
             raise EventRefused(f"data cannot be stored: {error}") from None
-        before_data = self._before_data
-        if subject is not None or ipc_hash is not None or members or extensions:
+        if members or extensions or subject is not None or ipc_hash is not None:
             before_data = f'Z"{self._tail(subject, ipc_hash, members, extensions)},"data":'
+        else:
+            before_data = self._before_data
         if data is None:
             before_data, payload = before_data.removesuffix(',"data":'), ""
-        part = f'{{"specversion":"1.0","id":"{id}{head}{text}{digits[-6:]}{before_data}{payload}'
-        encoded = part.encode()
-        if len(encoded) > _MAX_PART:
-            raise _too_large(encoded)
-        return id, encoded
+        part = f'{{"specversion":"1.0","id":"{id}{head}{text}{str(ns)[-6:]}{before_data}{payload}'.encode()
+        if len(part) > _MAX_PART:
+            raise _too_large(part)
+        return id, part
 
     def _tail(
         self, subject: str | None, ipc_hash: str | None, members: str, extensions: Mapping[str, Extension] | None
@@ -394,12 +397,11 @@ class Encoder:
             head = self._own_heads[type] = self._make_head(type, self.source)
         if ns.__class__ is not int or not 1_000_000 <= ns < _YEAR_10000:
             ns = now_ns()
-        digits = str(ns)
         millisecond, prefix, text = self._instant
-        if digits[:-6] != millisecond:
+        if ns // 1_000_000 != millisecond:
             prefix, text = self._note_instant(ns)
         return (
-            f'{{"specversion":"1.0","id":"{prefix}{event_rest()}{head}{text}{digits[-6:]}Z"'
+            f'{{"specversion":"1.0","id":"{prefix}{event_rest()}{head}{text}{str(ns)[-6:]}Z"'
             f'{self._machine}{members},"data":{payload}'
         ).encode()
 
@@ -422,7 +424,7 @@ class Encoder:
         """Give what ids and times of this millisecond begin with, and remember it."""
         prefix, text = event_prefix(ns // 1_000_000), format_time(ns)[:23]
         # One attribute, so that threads never see the number of one millisecond and the texts of another.
-        self._instant = str(ns)[:-6], prefix, text
+        self._instant = ns // 1_000_000, prefix, text
         return prefix, text
 
 

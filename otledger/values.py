@@ -30,6 +30,7 @@ _INTEGER = re.compile(r"-?[0-9]+")
 _DECIMAL = re.compile(r"[-+.0-9A-Za-z]+")
 # Decimal() obeys the caller's context, which may turn a malformed text into NaN instead of raising.
 _STRICT = Context(traps=[InvalidOperation])
+_dumps = orjson.dumps
 _parse = msgspec.json.Decoder().decode
 
 
@@ -55,7 +56,7 @@ def encode(value: object, on_repr: Callable[[], None] | None = None) -> bytes:
     Source: docs/format.md, sections 2 and 3.
     """
     try:
-        raw = orjson.dumps(value) if _is_plain(value, MAX_DEPTH) else None
+        raw = _dumps(value) if _is_plain(value, MAX_DEPTH) else None
     except Exception:  # a key that is no string, a lone surrogate, a big integer, a change by another thread
         raw = None
     if raw is None:
@@ -137,21 +138,14 @@ def _is_plain(value: Any, room: int) -> bool:
             for key in value:
                 if type(key) is not str or key.startswith("$"):
                     return False
-        items = value.values()
-    elif kind is list or kind is tuple:
-        items = value
-    else:
+        value = value.values()
+    elif kind is not list and kind is not tuple:
         return kind in _LEAVES or (kind is float and isfinite(value))
     if not room:
         return False
-    for item in items:
+    for item in value:
         kind = type(item)
-        if kind in _LEAVES:
-            continue
-        if kind is float:
-            if not isfinite(item):
-                return False
-        elif not _is_plain(item, room - 1):
+        if kind not in _LEAVES and not (isfinite(item) if kind is float else _is_plain(item, room - 1)):
             return False
     return True
 

@@ -106,14 +106,15 @@ class Writer:
     def _reset(self) -> None:
         """Have an empty queue and no thread: at the beginning, and in a forked child."""
         self._pid = os.getpid()
+        # Appended to without a lock.
+        self._parts: list[bytes] = []
+        self._spans: deque[OpenSpan] = deque()
+        self._bytes_in = 0
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._opening = threading.Lock()
         self._thread: threading.Thread | None = None
         # Owned by _lock from here on.
-        self._parts: list[bytes] = []
-        self._bytes = 0
-        self._spans: deque[OpenSpan] = deque()
         self._waiters: list[tuple[int, str, Any]] = []
         self._resources: dict[str, Resource] = {}
         self._room: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -121,6 +122,7 @@ class Writer:
         self._asleep = _IDLE
         self._closing = False
         self._closed = False
+        self._bytes_out = 0
         self._set_in_flight(0, 0)
         self.full = False
         """No place for another record, or new ones are refused."""
@@ -153,26 +155,54 @@ class Writer:
             self._check_space()
             self._opened = True
 
-    def put(self, part: bytes, waiter: Any = None, id: str = "") -> None:
-        """Queue a part. `waiter` gets a `Receipt` or an error. Raises `LedgerClosed`."""
+    def put(self, part: bytes) -> None:
+        """Queue a part. Raises `LedgerClosed`."""
+        # No lock: it would cost more than all the rest. A list's append is atomic, and the thread looks at the
+        # list once more after saying that it sleeps or ends.
+        parts = self._parts
+        parts.append(part)
+        # Two threads at the same time may count one part only; `_take` puts that right.
+        self._bytes_in = size = self._bytes_in + len(part)
+        if size >= self._full_at or len(parts) >= self._records_left:
+            self.full = True
+        asleep = self._asleep
+        if self._closed or (asleep and (asleep == _IDLE or size >= self._wake_at or self._pid != getpid())):
+            with self._lock:
+                self._refuse_if_closed(part)
+                self._rouse()
+
+    def put_awaited(self, part: bytes, waiter: Any, id: str) -> None:
+        """Queue a part whose `waiter` gets a `Receipt` or an error. Raises `LedgerClosed`."""
         with self._lock:
-            if self._closed:
-                raise LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
             parts = self._parts
             parts.append(part)
-            self._bytes = size = self._bytes + len(part)
-            if size >= self._bytes_left or len(parts) >= self._records_left:
+            self._refuse_if_closed(part)
+            self._bytes_in += len(part)
+            if self._bytes_in >= self._full_at or len(parts) >= self._records_left:
                 self.full = True
-            if waiter is not None:
-                self._waiters.append((len(parts) - 1, id, waiter))
-                self._rouse()
-            elif self._asleep and (self._asleep == _IDLE or size >= WAKE_BYTES or self._pid != getpid()):
-                self._rouse()
+            at = len(parts) - 1
+            while parts[at] is not part:
+                # Another thread has queued one since.
+                at -= 1
+            self._waiters.append((at, id, waiter))
+            self._rouse()
+
+    def _refuse_if_closed(self, part: bytes) -> None:
+        """Under _lock: take a part back that came too late."""
+        if not self._closed:
+            return
+        for at, other in enumerate(self._parts):
+            if other is part:
+                del self._parts[at]
+                raise self._closed_for_new()
+
+    def _closed_for_new(self) -> LedgerClosed:
+        return LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
 
     def put_span(self, span: OpenSpan) -> None:
         """Have the start of `span` recorded if it is still open when the next batch is written."""
         if self._closed:
-            raise LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
+            raise self._closed_for_new()
         # No lock: a deque's append is atomic, and the thread looks at it after saying that it sleeps.
         self._spans.append(span)
         if self._asleep == _IDLE:
@@ -273,7 +303,7 @@ class Writer:
             return Health(
                 state=state,
                 queued_records=len(self._parts) + self._in_flight_records,
-                queued_bytes=self._bytes + self._in_flight_bytes,
+                queued_bytes=self._bytes_in - self._bytes_out + self._in_flight_bytes,
                 accepted=self._taken + len(self._parts),
                 written=self._written,
                 durable=self._durable,
@@ -344,11 +374,12 @@ class Writer:
             # A fork that ran no hooks: the lock is held by this very thread, the queue is the parent's.
             last, waiters = self._parts[-1:], self._waiters[-1:]
             self.journal.after_fork()
-            lock, wake, resources = self._lock, self._wake, self._resources
+            lock, resources = self._lock, self._resources
             self._reset()
-            self._lock, self._wake, self._resources = lock, wake, resources
+            # A condition of its own: on the parent's, the parent's thread still waits.
+            self._lock, self._wake, self._resources = lock, threading.Condition(lock), resources
             self._parts = last
-            self._bytes = sum(map(len, last))
+            self._bytes_in = sum(map(len, last))
             self._waiters = [(0, id, waiter) for _, id, waiter in waiters]
         self._asleep = _BUSY
         self._thread = threading.Thread(target=self._run, name=f"otledger-{self.config.machine}", daemon=True)
@@ -367,9 +398,14 @@ class Writer:
         """Under _lock: wait for work, and take it off the queue. No batch: the end."""
         while not (self._parts or self._spans or self._gaps or self._waiters or self._retry):
             if self._closing:
-                return None, [], []
+                # What was queued before this is seen; what comes later sees it, and is refused.
+                self._closed = True
+                if not self._parts:
+                    return None, [], []
+                self._closed = False
+                break
             self._asleep = _IDLE
-            woken = bool(self._spans) or self._wake.wait(self._idle_time())
+            woken = bool(self._parts or self._spans) or self._wake.wait(self._idle_time())
             self._asleep = _BUSY
             if not woken:
                 return Batch((), {}), [], []
@@ -380,11 +416,14 @@ class Writer:
         if self._retry is not None:
             return self._retry, [], []
         deadline = time.monotonic() + self.config.flush_interval
-        while not (self._waiters or self._bytes >= WAKE_BYTES or self._closing or self._room):
+        while not (self._waiters or self._bytes_in >= self._wake_at or self._closing or self._room):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            self._sleep(left)
+            self._asleep = _LINGERING
+            if self._bytes_in < self._wake_at:
+                self._wake.wait(left)
+            self._asleep = _BUSY
         return self._take()
 
     def _sleep(self, seconds: float) -> None:
@@ -407,7 +446,7 @@ class Writer:
         now = [(at, id, waiter) for at, id, waiter in self._waiters if at < len(taken)]
         self._waiters = [(at - len(taken), id, waiter) for at, id, waiter in self._waiters if at >= len(taken)]
         size = sum(map(len, taken))
-        self._bytes -= size
+        self._bytes_out = self._bytes_out + size if self._parts else self._bytes_in
         self._taken += len(own) + len(taken)
         self._set_in_flight(len(taken), size)
         return Batch([*own, *taken], dict(self._resources)), [(at + len(own), id, w) for at, id, w in now], spans
@@ -415,7 +454,9 @@ class Writer:
     def _set_in_flight(self, records: int, size: int) -> None:
         """Note what was taken off the queue and is not written yet: it counts as queued."""
         self._in_flight_records, self._in_flight_bytes = records, size
-        self._records_left, self._bytes_left = self.config.queue_records - records, self.config.queue_bytes - size
+        self._records_left = self.config.queue_records - records
+        self._full_at = self._bytes_out + self.config.queue_bytes - size
+        self._wake_at = self._bytes_out + WAKE_BYTES
 
     def _gap_part(self, reason: str, gap: _Gap) -> bytes:
         data = {
@@ -472,22 +513,25 @@ class Writer:
         limit = self.config.lock_timeout
         try:
             while since := self._busy_since:
-                held = time.monotonic() - since
-                if held > limit:
-                    self._lock_timed_out(held)
+                if time.monotonic() - since > limit:
+                    self._lock_timed_out(since)
                 time.sleep(max(0.05, limit / 4))
         finally:
             self._watch = None
 
-    def _lock_timed_out(self, held: float) -> None:
-        if self._why_blocked() is None:
+    def _lock_timed_out(self, since: float) -> None:
+        why = self._why_blocked()
+        if why is None:
             return
-        error = LockTimeout(f"{self._why_blocked()}; the lock is never broken: see what that process does, or end it")
+        error = LockTimeout(f"{why}; the lock is never broken: see what that process does, or end it")
         with self._lock:
             waiters = [*self._current, *self._waiters]
             self._waiters = []
         _deliver([(waiter, error) for _, _, waiter in waiters])
         self._note(error)
+        if self._busy_since != since and self.last_error == str(error):
+            # The thread went on meanwhile, and has said so before this.
+            self._recovered()
 
     def _sync_if_due(self) -> None:
         if self._unsynced and time.monotonic() - self._synced >= self.config.sync_interval:
@@ -507,8 +551,7 @@ class Writer:
             elif not id or ack is None:
                 outcomes.append((waiter, None))
             else:
-                checksum = f"sha256:{ack.checksums[at].decode()}"
-                outcomes.append((waiter, Receipt(id, ack.first_seq + at, checksum, ack.segment)))
+                outcomes.append((waiter, ack.receipt(at, id)))
         rest = batch.parts[count:]
         if error is None:
             self._recovered()
@@ -531,7 +574,7 @@ class Writer:
         config = self.config
         roomy = (
             len(self._parts) + self._in_flight_records < config.queue_records * LOW_WATER
-            and self._bytes + self._in_flight_bytes < config.queue_bytes * LOW_WATER
+            and self._bytes_in - self._bytes_out + self._in_flight_bytes < config.queue_bytes * LOW_WATER
         )
         if self._refusing is not None or (self._failing and config.raise_errors):
             self.full = True

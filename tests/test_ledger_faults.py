@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import otledger
-from otledger.errors import DiskFull, FormatError, LedgerDamaged, LowSpace, RootError
+from otledger.errors import DiskFull, FormatError, LedgerClosed, LedgerDamaged, LowSpace, QueueFull, RootError
+from tests.checker import check
 from tests.conftest import Hang, Script
 
 Json = dict[str, Any]
@@ -786,8 +787,8 @@ def test_the_check_of_the_tail_reads_the_tail(root: Path, damaged: Path) -> None
 
 
 def test_a_good_ledger_has_a_good_report(root: Path) -> None:
-    for check in ("tail", "full"):
-        with otledger.open_sync(root, machine="m1", check=check) as ledger:  # type: ignore[arg-type]
+    for extent in ("tail", "full"):
+        with otledger.open_sync(root, machine="m1", check=extent) as ledger:  # type: ignore[arg-type]
             report = ledger.startup_report
             assert report is not None
             assert (report.status, report.faults) == (otledger.Status.OK, ())
@@ -871,3 +872,29 @@ def test_flock_is_on_the_lock_file_and_free_between_batches(root: Path) -> None:
         os.close(fd)
         waiting.join(10)
         assert not waiting.is_alive()
+
+
+def test_what_threads_queue_while_the_ledger_closes_is_stored_or_refused(tmp_path: Path) -> None:
+    """No lock guards the queue: each event must be one or the other all the same."""
+    for attempt in range(20):
+        root = tmp_path / str(attempt)
+        ledger = otledger.open_sync(root, machine="m1", durability="os", min_free=0)
+        accepted: list[str] = []
+
+        def hammer(ledger: otledger.SyncLedger, accepted: list[str]) -> None:
+            with contextlib.suppress(LedgerClosed):
+                while True:
+                    try:
+                        accepted.append(ledger.emit_nowait("a", len(accepted)))
+                    except QueueFull:
+                        time.sleep(0.001)
+
+        threads = [threading.Thread(target=hammer, args=(ledger, accepted)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.002 * attempt)
+        assert ledger.close() == 0
+        for thread in threads:
+            thread.join()
+        stored = [record["id"] for record in check(root / "m1") if record["type"] == "a"]
+        assert sorted(stored) == sorted(accepted)
