@@ -22,6 +22,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from otledger import clock, values
 from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, has_type, stamp, whole_lines, with_synced
 from otledger.config import Config
@@ -63,8 +65,7 @@ _DIGEST = re.compile(rb'"(?:resource|scope)":"([0-9a-f]{32})"')
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True):
     """What an append that is durable returns.
 
     At durability `os`, `seq` and `checksum` are provisional until the next sync (format, 6).

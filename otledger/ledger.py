@@ -486,15 +486,15 @@ class View(_View):
         Raises as `emit` does, and `JournalError` if the write failed: the record then stays queued all the
         same. Cancelling it withdraws nothing.
         """
-        core = self._core
-        own = core.writer
-        if own.full and not await core.make_room(own):
+        own = self._core.writer
+        if own.full and not await self._core.make_room(own):
             return None
         id, part = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
         if part is None:
             return None
-        waiter: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        own.put_awaited(part, waiter, id)
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Receipt] = loop.create_future()
+        own.put_awaited(part, waiter, id, loop)
         return await waiter
 
     async def flush(self) -> None:

@@ -120,6 +120,7 @@ class Writer:
         self._room: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._gaps: dict[str, _Gap] = {}
         self._asleep = _IDLE
+        self._rousing: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._closed = False
         self._bytes_out = 0
@@ -171,12 +172,18 @@ class Writer:
                 self._refuse_if_closed(part)
                 self._rouse()
 
-    def put_awaited(self, part: bytes, waiter: Any, id: str) -> None:
-        """Queue a part whose `waiter` gets a `Receipt` or an error. Raises `LedgerClosed`."""
+    def put_awaited(
+        self, part: bytes, waiter: Any, id: str, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        """Queue a part whose `waiter` gets a `Receipt` or an error. Raises `LedgerClosed`.
+
+        `loop` is that of a waiter that belongs to one: it is written when the tasks that are ready have run.
+        """
         with self._lock:
+            if self._closed:
+                raise self._closed_for_new()
             parts = self._parts
             parts.append(part)
-            self._refuse_if_closed(part)
             self._bytes_in += len(part)
             if self._bytes_in >= self._full_at or len(parts) >= self._records_left:
                 self.full = True
@@ -185,6 +192,16 @@ class Writer:
                 # Another thread has queued one since.
                 at -= 1
             self._waiters.append((at, id, waiter))
+            if loop is None:
+                self._rouse()
+            elif self._rousing is not loop:
+                # Other tasks that are ready now append as well: one batch for all, and one waking.
+                self._rousing = loop
+                loop.call_soon(self._rouse_from_loop)
+
+    def _rouse_from_loop(self) -> None:
+        with self._lock:
+            self._rousing = None
             self._rouse()
 
     def _refuse_if_closed(self, part: bytes) -> None:
@@ -683,12 +700,14 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args:
 
 def _finish(outcomes: list[tuple[Waiter, Outcome]]) -> None:
     for waiter, outcome in outcomes:
-        # Cancelled, or told of a time-out before: the first outcome counts.
-        with suppress(asyncio.InvalidStateError, concurrent.futures.InvalidStateError):
+        try:
             if isinstance(outcome, BaseException):
                 waiter.set_exception(outcome)
             else:
                 waiter.set_result(outcome)
+        except (asyncio.InvalidStateError, concurrent.futures.InvalidStateError):
+            # Cancelled, or told of a time-out before: the first outcome counts.
+            continue
 
 
 # One writer a process for a root and machine
