@@ -322,7 +322,7 @@ def test_parent_and_child_give_out_ids_of_their_own(root: Path, script: Script, 
         ledger.flush()
         time.sleep(0.2)
         pid = {fork}
-        print(*ids(), flush=True)
+        os.write(1, (" ".join(ids()) + "\\n").encode())  # in one piece, whatever the other process writes
         if pid == 0:
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
