@@ -53,7 +53,7 @@ def leave_span(token: Token[Context], span: Span, parent: Span | None) -> bool:
     context only the span is put back; other values, such as baggage, are left alone. A later span stays.
     """
     here = current()
-    if span_in(here) is not span:
+    if here.get(_SPAN_KEY) is not span:
         return False
     try:
         _runtime.detach(token)

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
 from dataclasses import dataclass
-from math import isfinite
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _INTERNAL = SpanKind.INTERNAL
 _UNSET = StatusCode.UNSET
 _PLAIN = frozenset((str, bool, int, float))
+_TEXT = frozenset((str,))
 _FLAGS = [f'-{flags:02x}"' for flags in range(256)]
 _MAX_PART = MAX_LINE - STAMP_ROOM
 _SHORT = 1000
@@ -168,7 +168,7 @@ class Span(OtelSpan):
         # Left in another context than it was entered in: whoever finds it current takes its parent instead.
         self._left = False
         self._attributes: dict[str, Any] = {}
-        # Whether orjson may be handed the attributes as they are: text, booleans, integers, finite numbers.
+        # Whether orjson may be handed the attributes as they are: text, booleans and numbers.
         self._plain = True
         self._events: Sequence[dict[str, Any]] = ()
         self._links: Sequence[dict[str, Any]] = ()
@@ -209,16 +209,17 @@ class Span(OtelSpan):
 
     def _take_given(self, given: Mapping[str, Any]) -> None:
         limits = self._recorder.limits
-        if limits.length is None and (limits.attributes is None or len(given) <= limits.attributes):
-            for key, value in given.items():
-                if type(value) not in _PLAIN or type(key) is not str or not key:
-                    break
-                if type(value) is float and not isfinite(value):
-                    self._plain = False
-            else:
-                self._attributes = {**given}
-                return
-        self.set_attributes(given)
+        if (
+            type(given) is dict
+            and limits.length is None
+            and (limits.attributes is None or len(given) <= limits.attributes)
+            and _PLAIN.issuperset(map(type, given.values()))
+            and _TEXT.issuperset(map(type, given))
+            and "" not in given
+        ):
+            self._attributes = given.copy()
+        else:
+            self.set_attributes(given)
 
     def _under(self, parent: OtelSpan) -> str | None:
         """Take parentage from a span of the SDK, or of another process."""
@@ -346,8 +347,6 @@ class Span(OtelSpan):
             bounded[key] = value
             self._take_bounded(bounded)
             return
-        if type(value) is float and not isfinite(value):
-            self._plain = False
         self._put(key, value, limits.attributes)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
@@ -561,7 +560,8 @@ def _encode_plain(attributes: dict[str, Any]) -> bytes:
     except TypeError:
         # An integer of more than 64 bits, a lone surrogate.
         return values.encode(attributes)
-    if raw.startswith(b'{"$'):
+    if b"null" in raw or raw.startswith(b'{"$'):
+        # What is no finite number is written as null.
         return values.encode(attributes)
     return raw if raw.isascii() else values.escape_separators(raw)
 
