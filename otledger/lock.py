@@ -146,15 +146,19 @@ class PartitionLock:
     def holder(self) -> int | None:
         """Give the process that holds the lock, as far as the kernel tells."""
         try:
-            inode = os.stat(LOCK_FILE, dir_fd=self._dir_fd, follow_symlinks=False).st_ino
-            with open("/proc/locks", encoding="ascii") as table:
-                for row in table:
-                    fields = row.split()
-                    if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
-                        return int(fields[4])
+            info = os.stat(LOCK_FILE, dir_fd=self._dir_fd, follow_symlinks=False)
+            major, minor = os.major(info.st_dev), os.minor(info.st_dev)
+            locks = [row.split() for row in Path("/proc/locks").read_text("ascii").splitlines()]
+            places = {fields[5]: int(fields[4]) for fields in locks if fields[1] == "FLOCK"}
+            exact = places.get(f"{major:02x}:{minor:02x}:{info.st_ino}")
+            mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+            if exact is not None or f"{major}:{minor}" in [mount.split()[2] for mount in mounts]:
+                return exact
         except (OSError, IndexError, ValueError):
-            pass
-        return None
+            return None
+        # btrfs and overlayfs show another device there: the inode must do, if it is the only one of its number.
+        alike = [pid for place, pid in places.items() if place.rpartition(":")[2] == str(info.st_ino)]
+        return alike[0] if len(alike) == 1 else None
 
     def release(self) -> None:
         """Let the lock go."""

@@ -22,16 +22,6 @@ _SPACE_OUTSIDE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[ \t\r]')
 MAX_DEPTH = 100
 
 
-OWN_TYPES = frozenset(
-    {
-        *("otel.span.start", "otel.span.end", "otel.log", "otel.metrics", "otel.resource"),
-        *("otledger.segment", "otledger.checkpoint", "otledger.sealed", "otledger.recovery", "otledger.gap"),
-        *("otledger.key", "otledger.shredded", "otledger.archive"),
-    }
-)
-"""The types that the format names, of those that nobody else may use."""
-
-
 class DeepCheck:
     """Checks lines of one machine, in their order, for what needs more than one of them to tell."""
 
@@ -122,9 +112,6 @@ def _check_kinds(members: dict[str, Any]) -> None:
             raise _Wrong(f"{name} is no text")
     if "data" in members and members["data"] is None:
         raise _Wrong("data is null")
-    type = members["type"]
-    if type.startswith(("otledger.", "otel.")) and type not in OWN_TYPES:
-        raise _Wrong(f"type {type!r} is reserved, and not one of the format's")
     if "synced" in members and not (_is_count(members["synced"]) and members["synced"] <= members["seq"]):
         raise _Wrong("synced is beyond seq")
     for name, value in members.items():

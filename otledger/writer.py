@@ -172,9 +172,7 @@ class Writer:
                 self._refuse_if_closed(part)
                 self._rouse()
 
-    def put_awaited(
-        self, part: bytes, waiter: Any, id: str, loop: asyncio.AbstractEventLoop | None = None
-    ) -> None:
+    def put_awaited(self, part: bytes, waiter: Any, id: str, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Queue a part whose `waiter` gets a `Receipt` or an error. Raises `LedgerClosed`.
 
         `loop` is that of a waiter that belongs to one: it is written when the tasks that are ready have run.

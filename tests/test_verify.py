@@ -1039,3 +1039,10 @@ def test_only_clear_errors(one: Path) -> None:
     (partition(one) / "2026-12.jsonl").mkdir()
     with pytest.raises(LedgerError):
         verify(one)
+
+
+def test_a_type_of_a_later_version_is_no_fault(root: Path) -> None:
+    with otledger.Journal(root, machine="m1", service="s") as journal:
+        journal.append([otledger.Draft("otledger.future", {"a": 1}), otledger.Draft("otel.future")], reserved=True)
+    report = otledger.verify(root, processes=1, deep=True)
+    assert (report.status, report.faults) == (otledger.Status.OK, ())

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import resource
 import shutil
@@ -345,6 +346,25 @@ async def test_a_ledger_opened_on_a_full_disk(small: Path) -> None:
     records = sane(root, allow=[Status.OK])
     assert payloads(records) == [0, 1, 2, 3]
     holds(records, [receipt] if receipt else [])
+
+
+@needs_root
+def test_a_lock_of_the_same_inode_elsewhere_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """Two file systems number their files alike: the holder of the one's lock is not to blame for the other's."""
+    options = ("-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs")
+    with mounted(tmp_path / "one", *options) as one, mounted(tmp_path / "two", *options) as two:
+        locks = []
+        for path in (one, two):
+            closed(path / "ledger", 1)
+            lock = partition(path / "ledger") / ".lock"
+            locks.append(lock)
+        assert locks[0].stat().st_ino == locks[1].stat().st_ino
+        with locks[1].open("rb") as file, journal(one / "ledger") as target:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert target.lock_holder() is None
+        with locks[0].open("rb") as file, journal(one / "ledger") as target:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert target.lock_holder() == os.getpid()
 
 
 async def test_little_space(root: Path) -> None:
