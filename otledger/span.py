@@ -34,7 +34,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _INTERNAL = SpanKind.INTERNAL
 _UNSET = StatusCode.UNSET
-_PLAIN = frozenset((str, bool, int, float))
+PLAIN = frozenset((str, bool, int, float))
 _TEXT = frozenset((str,))
 _FLAGS = [f'-{flags:02x}"' for flags in range(256)]
 _MAX_PART = MAX_LINE - STAMP_ROOM
@@ -213,7 +213,7 @@ class Span(OtelSpan):
             type(given) is dict
             and limits.length is None
             and (limits.attributes is None or len(given) <= limits.attributes)
-            and _PLAIN.issuperset(map(type, given.values()))
+            and PLAIN.issuperset(map(type, given.values()))
             and _TEXT.issuperset(map(type, given))
             and "" not in given
         ):
@@ -342,7 +342,7 @@ class Span(OtelSpan):
         if self._ended("Setting attribute on ended span."):
             return
         limits = self._recorder.limits
-        if not key or type(key) is not str or type(value) not in _PLAIN or limits.length is not None:
+        if not key or type(key) is not str or type(value) not in PLAIN or limits.length is not None:
             bounded = BoundedAttributes(None, None, immutable=False, max_value_len=limits.length)
             bounded[key] = value
             self._take_bounded(bounded)
@@ -464,7 +464,7 @@ class Span(OtelSpan):
 
     def start_part(self) -> bytes | None:
         """Give the part of the start record, or None if the span has ended. Called by the writer's thread."""
-        process = {"pid": os.getpid(), "started": _process_started(), "boot": boot_id()}
+        process = {"pid": os.getpid(), "started": process_started(), "boot": boot_id()}
         # The owner may change the attributes meanwhile; what is known now is what counts.
         part = self._part("otel.span.start", self._start, dict(self._attributes), (), f',"process":{_dumps(process)}')
         return part if self._end is None else None
@@ -501,9 +501,9 @@ class Span(OtelSpan):
             if cut:
                 after += self._cut_collections(attributes, events)
             elif events or self._links or not self._plain:
-                after += _collections(attributes, events, self._links)
+                after += collections(attributes, events, self._links)
             elif attributes:
-                after += f',"attributes":{_encode_plain(attributes).decode()}'
+                after += f',"attributes":{encode_plain(attributes).decode()}'
         except values.TooDeep:
             return self._part(type, ns, attributes, events, process, cut=True)
         if self._status is not _UNSET:
@@ -517,7 +517,7 @@ class Span(OtelSpan):
         members = f',"traceparent":"00-{self.trace_id}-{self.span_id}{_FLAGS[self.trace_flags & 0xFF]}'
         if (self._trace_state or self._turn is not None) and not cut:
             members = self._more_members()
-        name = _dumps(str(self.name)[:_SHORT]) if cut else _names.get(self.name) or _encode_name(self.name)
+        name = _dumps(str(self.name)[:_SHORT]) if cut else encode_name(self.name)
         recorder = self._recorder
         part = recorder.encoder.telemetry(
             type,
@@ -533,27 +533,27 @@ class Span(OtelSpan):
     def _cut_collections(self, attributes: dict[str, Any], events: Sequence[dict[str, Any]]) -> str:
         encoded, count = cut_largest(attributes, events, self._links, _MAX_PART - _CUT_ROOM)
         self._recorder.span_cut(count)
-        return _named(encoded)
+        return named(encoded)
 
     def _more_members(self) -> str:
         turn = "" if self._turn is None else f',"ipchash":{_dumps(self._turn)}'
         return turn + self.members
 
 
-def _collections(
+def collections(
     attributes: Mapping[str, Any], events: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
 ) -> str:
     """Give attributes, events and links as members. Raises `TooDeep`."""
     # One level more than a payload has: they stand in one.
-    return _named([values.encode([item])[1:-1] if item else b"" for item in (attributes, events, links)])
+    return named([values.encode([item])[1:-1] if item else b"" for item in (attributes, events, links)])
 
 
-def _named(encoded: Sequence[bytes]) -> str:
+def named(encoded: Sequence[bytes]) -> str:
     names = ("attributes", "events", "links")
     return "".join(f',"{name}":{item.decode()}' for name, item in zip(names, encoded, strict=True) if item)
 
 
-def _encode_plain(attributes: dict[str, Any]) -> bytes:
+def encode_plain(attributes: dict[str, Any]) -> bytes:
     """Encode as `values.encode` does, without looking at each value again."""
     try:
         raw = orjson.dumps(attributes)
@@ -569,16 +569,17 @@ def _encode_plain(attributes: dict[str, Any]) -> bytes:
 _names: dict[str, str] = {}
 
 
-def _encode_name(name: str) -> str:
+def encode_name(name: Any) -> str:
     """Give a span's name as JSON, and remember it: programs have few of them."""
-    if type(name) is not str:
-        return _dumps(name)
-    encoded = _dumps(name)
-    if len(_names) >= 1024:
-        _names.clear()
-    if len(name) <= 100:
-        _names[name] = encoded
-    return encoded
+    try:
+        return _names[name]
+    except (KeyError, TypeError):
+        encoded = _dumps(name)
+        if type(name) is str and len(name) <= 100:
+            if len(_names) >= 1024:
+                _names.clear()
+            _names[name] = encoded
+        return encoded
 
 
 def _dumps(value: Any) -> str:
@@ -659,7 +660,7 @@ def _append(
 
 
 @functools.cache
-def _process_started() -> int:
+def process_started() -> int:
     """Give when this process began, in clock ticks since boot, as /proc tells; 0 if it does not."""
     try:
         with open("/proc/self/stat", "rb") as file:
@@ -668,4 +669,4 @@ def _process_started() -> int:
         return 0
 
 
-os.register_at_fork(after_in_child=_process_started.cache_clear)
+os.register_at_fork(after_in_child=process_started.cache_clear)

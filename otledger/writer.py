@@ -11,6 +11,7 @@ import atexit
 import concurrent.futures
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -757,8 +758,19 @@ def release(writer: Writer, timeout: float) -> int:
 def _after_fork() -> None:
     global _registry_lock
     _registry_lock = threading.Lock()
+    processes = sys.modules.get("multiprocessing.util")
     for writer in _writers.values():
         writer.after_fork()
+        if processes is not None:
+            # A child of multiprocessing ends by os._exit, which runs no atexit. It forgets its parent's
+            # finalizers just after this, and then calls what is registered here.
+            processes.register_after_fork(writer, _drain_at_end_of_child)
+
+
+def _drain_at_end_of_child(writer: Writer) -> None:
+    from multiprocessing.util import Finalize
+
+    Finalize(writer, writer.drain, args=(10.0,), exitpriority=0)
 
 
 def _at_exit() -> None:

@@ -1,0 +1,132 @@
+"""The processor that records spans when they start and when they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from typing import Any
+
+from opentelemetry.context.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+
+from otledger import context as ctx
+from otledger.errors import LedgerClosed
+
+from .settings import Sink, flag, resolve
+
+CLOSE_TIMEOUT = 10.0
+MOST_TURNS = 100_000
+"""Spans that are open at once and belong to a turn: beyond so many their end records do not name it."""
+
+_MARK = "_otledger_recorded"
+
+
+def recorded(span: ReadableSpan) -> bool:
+    """Tell whether a processor of ours has recorded this span."""
+    return getattr(span, _MARK, False) is True
+
+
+class _Open:
+    """A span that has started, for the writer: its start is recorded if it is still open when its batch is written."""
+
+    __slots__ = ("_sink", "_span", "_turn")
+
+    def __init__(self, sink: Sink, span: Span, turn: str | None) -> None:
+        self._sink = sink
+        self._span = span
+        self._turn = turn
+
+    def is_recording(self) -> bool:
+        return self._span.is_recording()
+
+    def start_part(self) -> bytes | None:
+        part = self._sink.recorder.span_start(self._span, self._turn)
+        return part if self._span.is_recording() else None
+
+
+class LedgerSpanProcessor(SpanProcessor):
+    """Records spans in the ledger: their end, and their start where they are open for longer than a batch.
+
+    A span that ended is written within `flush_interval` seconds, by a thread; where the queue is full, `on_end`
+    waits for a place in a thread without an event loop, and counts the span as a gap in one with a loop.
+    Settings are those of `otledger.Config`. Raises `RootError`, `FormatError`, `ConfigurationError`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._sink = Sink(resolve(**settings))
+        self._turns: dict[tuple[int, int], str] = {}
+
+    @classmethod
+    def install(cls, provider: TracerProvider, **settings: Any) -> LedgerSpanProcessor:
+        """Give the provider's processor of this kind; a new one is put before all others."""
+        active = provider._active_span_processor
+        for processor in active._span_processors:
+            if isinstance(processor, cls):
+                return processor
+        own = cls(**settings)
+        provider.add_span_processor(own)
+        # Before an exporter's processor, so that it finds each span marked as recorded.
+        with active._lock:
+            others = [processor for processor in active._span_processors if processor is not own]
+            active._span_processors = (own, *others)
+        if flag("SIGTERM", True):
+            own.flush_on_sigterm()
+        return own
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Have the start recorded if the span is still open when the next batch is written."""
+        context = ctx.current() if parent_context is None else parent_context
+        turn = ctx.current_turn(context) if context else None
+        if turn is not None and len(self._turns) < MOST_TURNS:
+            here = span.get_span_context()
+            self._turns[here.trace_id, here.span_id] = turn
+        if not self._sink.closed:
+            with suppress(LedgerClosed):
+                self._sink.writer.put_span(_Open(self._sink, span, turn))
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue the span's end record."""
+        turn = None
+        if self._turns:
+            here = span.get_span_context()
+            assert here is not None
+            turn = self._turns.pop((here.trace_id, here.span_id), None)
+        setattr(span, _MARK, True)
+        try:
+            part = self._sink.recorder.span_end(span, turn)
+        except Exception as error:  # A span's oddity must not reach the program.
+            self._sink.writer.report(error)
+            self._sink.writer.drop("span could not be encoded")
+            return
+        self._sink.put(part)
+
+    def shutdown(self) -> None:
+        """Write what is queued, and close."""
+        self._sink.release(CLOSE_TIMEOUT)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Write what is queued. False: not all of it in time."""
+        return self._sink.drain(timeout_millis / 1000)
+
+    def flush_on_sigterm(self) -> bool:
+        """Have SIGTERM write what is queued before it ends the process. False: somebody handles it already.
+
+        Only in the main thread, and only over the default action.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return False
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        return True
+
+    def _on_sigterm(self, number: int, frame: Any) -> None:
+        # Not here: the main thread may have been interrupted while it holds a lock that writing needs.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Thread(target=self._drain_and_end, name="otledger-sigterm", daemon=True).start()
+
+    def _drain_and_end(self) -> None:
+        self._sink.drain(CLOSE_TIMEOUT)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,290 @@
+"""The OpenTelemetry SDK writes into the ledger: the three ways to switch it on, and what is lost when."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from otledger_opentelemetry import LedgerSpanExporter, LedgerSpanProcessor, read_logs, read_spans
+
+import otledger
+from otledger.identity import boot_id
+from otledger.record import ipc_hash
+from otledger.replay import Replay, process_state
+from tests.checker import check
+
+REPOSITORY = Path(__file__).parents[1]
+VIA_ENVIRONMENT = ("opentelemetry-instrument",)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(root: Path, *, before: tuple[str, ...] = (), **environ: str) -> Iterator[tuple[httpx.Client, Any]]:
+    """A real server of tests/apps/web.py under uvicorn, and a client."""
+    port = free_port()
+    # Without its own handlers uvicorn leaves SIGTERM to whoever handles it.
+    command = [*before, sys.executable, "-m", "uvicorn", "tests.apps.web:app", f"--port={port}", "--log-level=warning"]
+    if before:
+        command = [*before, "uvicorn", "tests.apps.web:app", f"--port={port}", "--log-level=warning"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
+    bin = str(Path(sys.executable).parent)
+    path = {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": f"{REPOSITORY}"}
+    process = subprocess.Popen(command, env={**clean, **path, "OTEL_OTLEDGER_MACHINE": "m1", **environ}, cwd=REPOSITORY)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            wait_until_up(client, process)
+            yield client, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_up(client: httpx.Client, process: Any) -> None:
+    for _ in range(400):
+        assert process.poll() is None, "the server ended"
+        with contextlib.suppress(httpx.HTTPError):
+            client.get("/openapi.json")
+            return
+        time.sleep(0.05)
+    raise AssertionError("the server does not answer")
+
+
+def spans_of(root: Path) -> dict[str, Any]:
+    """The ended spans by their ids; none twice."""
+    ends = [record for record in otledger.Reader(root).records() if record.type == "otel.span.end"]
+    found = {f"{record.span_id}": record for record in ends}
+    assert len(found) == len(ends), "a span is stored twice"
+    return found
+
+
+def sane(root: Path) -> None:
+    check(root / "m1")
+    assert otledger.verify(root, processes=1, deep=True).status in (otledger.Status.OK, otledger.Status.RECOVERED)
+
+
+def orders(client: httpx.Client, count: int) -> list[str]:
+    return [client.get(f"/orders/{number}").json()["span_id"] for number in range(count)]
+
+
+def expect_requests(root: Path, ids: list[str]) -> None:
+    stored = spans_of(root)
+    assert set(ids) <= set(stored)
+    charge = stored[ids[0]].data
+    server = stored[charge["parent_span_id"]].data
+    assert (server["name"], server["kind"]) == ("GET /orders/{number}", "SERVER")
+    names = [span.name for span in read_spans(root)]
+    assert names.count("charge") == names.count("GET /orders/{number}") == len(ids)
+    sane(root)
+
+
+def test_by_environment_variables(root: Path) -> None:
+    environ = {"OTEL_TRACES_EXPORTER": "otledger", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    with serving(root, before=VIA_ENVIRONMENT, OTEL_OTLEDGER_ROOT=str(root), **environ) as (client, process):
+        ids = orders(client, 5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (0, -signal.SIGTERM)
+    expect_requests(root, ids)
+
+
+def test_by_flags(root: Path) -> None:
+    flags = (*VIA_ENVIRONMENT, "--traces_exporter=otledger", "--metrics_exporter=none", "--logs_exporter=none")
+    with serving(root, before=(*flags, f"--otledger_root={root}")) as (client, process):
+        ids = orders(client, 3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (0, -signal.SIGTERM)
+    expect_requests(root, ids)
+
+
+def test_nothing_is_done_unless_asked_for(root: Path, tmp_path: Path) -> None:
+    environ = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    with serving(root, before=VIA_ENVIRONMENT, OTLEDGER_ROOT=str(root), **environ) as (client, _):
+        orders(client, 1)
+    assert not root.exists()
+
+
+def test_sigkill_loses_at_most_the_last_flush_interval(root: Path) -> None:
+    environ = {"OTEL_TRACES_EXPORTER": "otledger", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    with serving(root, before=VIA_ENVIRONMENT, OTEL_OTLEDGER_ROOT=str(root), **environ) as (client, process):
+        early = orders(client, 5)
+        with httpx.Client(base_url=client.base_url, timeout=30) as other:
+            waiting = threading.Thread(target=lambda: _ignore(lambda: other.get("/orders/99?wait=30")))
+            waiting.start()
+            time.sleep(1.0)
+            state = {span.name: process_state(span.process, boot_id()) for span in unfinished(root)}
+            assert state["charge"] == "running"
+            process.kill()
+            process.wait()
+            waiting.join()
+    assert set(early) <= set(spans_of(root))
+    left = {span.name: process_state(span.process, boot_id()) for span in unfinished(root)}
+    assert left["charge"] == "died"
+    sane(root)
+    marked = [span for span in read_spans(root, unfinished=True) if "otledger.unfinished" in span.attributes]
+    assert {"charge", "GET /orders/{number}"} <= {span.name for span in marked}
+
+
+def _ignore(call: Any) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        call()
+
+
+def unfinished(root: Path) -> Any:
+    replay = Replay()
+    for record in otledger.Reader(root).records():
+        replay.feed(record)
+    return replay.unfinished()
+
+
+def program(source: str, root: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        env={**clean, "OTEL_OTLEDGER_ROOT": str(root), "OTEL_OTLEDGER_MACHINE": "m1", **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+PROVIDER = """if True:
+    import multiprocessing, os, signal, sys, time
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from otledger_opentelemetry import LedgerSpanProcessor
+    provider = TracerProvider()
+    LedgerSpanProcessor.install(provider)
+    trace.set_tracer_provider(provider)
+    tracer = trace.get_tracer("t")
+    def work(name, count=100):
+        for _ in range(count):
+            with tracer.start_as_current_span(name):
+                pass
+"""
+
+ENDS = {
+    "sys.exit(3)": (3, 100),
+    "raise RuntimeError('no')": (1, 100),
+    "os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)": (-signal.SIGTERM, 100),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_ended_is_stored_however_the_program_ends(root: Path, end: str) -> None:
+    done = program(f"{PROVIDER}\n    work('a')\n    {end}", root)
+    code, count = ENDS[end]
+    assert (done.returncode, len(spans_of(root))) == (code, count), done.stderr
+    sane(root)
+
+
+def test_sigterm_is_left_alone_where_that_is_wanted_or_somebody_handles_it(root: Path) -> None:
+    show = "print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
+    assert program(f"{PROVIDER}\n    {show}", root).stdout == "False\n"
+    assert program(f"{PROVIDER}\n    {show}", root, OTEL_OTLEDGER_SIGTERM="false").stdout == "True\n"
+    handled = PROVIDER.replace("provider =", "signal.signal(signal.SIGTERM, print); provider =", 1)
+    assert program(f"{handled}\n    print(signal.getsignal(signal.SIGTERM) is print)", root).stdout == "True\n"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_children_of_multiprocessing_lose_nothing(root: Path, tmp_path: Path, method: str) -> None:
+    script = tmp_path / "program.py"
+    body = PROVIDER.replace("if True:\n", "", 1).replace("\n    ", "\n").strip()
+    script.write_text(
+        f"{body}\n"
+        f"if __name__ == '__main__':\n"
+        f"    work('parent')\n"
+        f"    context = multiprocessing.get_context('{method}')\n"
+        "    children = [context.Process(target=work, args=('child',)) for _ in range(3)]\n"
+        "    [child.start() for child in children]\n"
+        "    [child.join() for child in children]\n"
+        "    assert not any(child.exitcode for child in children)\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
+    environ = {**clean, "OTEL_OTLEDGER_ROOT": str(root), "OTEL_OTLEDGER_MACHINE": "m1"}
+    done = subprocess.run([sys.executable, script], env=environ, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = [record.data["name"] for record in spans_of(root).values()]
+    assert (names.count("parent"), names.count("child")) == (100, 300)
+    list(read_spans(root))
+    sane(root)
+
+
+def test_one_recorder_a_provider(root: Path) -> None:
+    settings: dict[str, Any] = {"root": root, "machine": "m1", "min_free": 0}
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(LedgerSpanExporter(**settings)))
+    provider.add_span_processor(BatchSpanProcessor(LedgerSpanExporter(**settings)))
+    one = LedgerSpanProcessor.install(provider, **settings)
+    assert LedgerSpanProcessor.install(provider, **settings) is one
+    with provider.get_tracer("t").start_as_current_span("a"):
+        pass
+    provider.shutdown()
+    assert len(spans_of(root)) == 1
+    sane(root)
+
+
+def test_100_000_spans_in_a_tight_loop_are_all_stored(root: Path) -> None:
+    provider = TracerProvider()
+    LedgerSpanProcessor.install(provider, root=root, machine="m1", min_free=0)
+    tracer = provider.get_tracer("t")
+    for _ in range(100_000):
+        with tracer.start_as_current_span("a"):
+            pass
+    provider.shutdown()
+    assert len(spans_of(root)) == 100_000
+
+
+async def test_sdk_spans_and_ledger_spans_are_one_trace_and_belong_to_the_turn(root: Path) -> None:
+    provider = TracerProvider()
+    async with otledger.open(root, machine="m1", min_free=0) as ledger:
+        LedgerSpanProcessor.install(provider, root=root, machine="m1")
+        tracer = provider.get_tracer("t")
+        async with ledger.turn(ipc_hash({"a": 1})), ledger.span("outer") as outer:
+            with tracer.start_as_current_span("middle"):
+                async with ledger.span("inner"):
+                    await ledger.emit("a.b")
+        await ledger.flush()
+        provider.shutdown()
+    records = {record.data["name"]: record for record in spans_of(root).values()}
+    assert {record.trace_id for record in records.values()} == {outer.trace_id}
+    assert records["middle"].data["parent_span_id"] == records["outer"].span_id
+    assert records["inner"].data["parent_span_id"] == records["middle"].span_id
+    assert {record.ipc_hash for record in records.values()} == {ipc_hash({"a": 1})}
+    sane(root)
+
+
+def test_logs_by_environment(root: Path) -> None:
+    source = """if True:
+        import logging
+        logging.getLogger("shop").warning("sold %d", 3)
+    """
+    environ = {"OTEL_TRACES_EXPORTER": "otledger", "OTEL_LOGS_EXPORTER": "otledger", "OTEL_METRICS_EXPORTER": "none"}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
+    more = {"OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED": "true", "OTEL_OTLEDGER_MACHINE": "m1"}
+    instrument = str(Path(sys.executable).with_name("opentelemetry-instrument"))
+    done = subprocess.run(
+        [instrument, sys.executable, "-c", source],
+        env={**clean, **environ, **more, "OTEL_OTLEDGER_ROOT": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sold 3" in [log.log_record.body for log in read_logs(root)]
+    sane(root)
