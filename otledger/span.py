@@ -27,6 +27,7 @@ from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.errors import ConfigurationError
 from otledger.identity import boot_id
 from otledger.record import Encoder
+from otledger.writer import OpenSpan
 
 log = logging.getLogger("otledger")
 
@@ -128,7 +129,7 @@ class Span(OtelSpan):
         ),
         *("_given_links", "_left", "_links", "_parent", "_parent_context", "_parent_id", "_parent_remote", "_plain"),
         *("_record_exception", "_recorder", "_set_status_on_exception", "_span_context", "_start", "_status", "_token"),
-        *("_trace_state", "_turn", "kind", "name", "span_id", "trace_flags", "trace_id"),
+        *("_trace_state", "_turn", "kind", "name", "opened", "span_id", "trace_flags", "trace_id"),
     )
 
     def __init__(
@@ -204,6 +205,8 @@ class Span(OtelSpan):
             self.add_link(link.context, link.attributes)
         if self._start is None:
             self._start = time.time_ns()
+        # For the writer's queue; emptied at the end.
+        self.opened: OpenSpan = [self.start_part]
         self._recorder.span_started(self)
         return context
 
@@ -462,12 +465,11 @@ class Span(OtelSpan):
             members += f',"tracestate":{_dumps(self._trace_state.to_header())}'
         return members
 
-    def start_part(self) -> bytes | None:
-        """Give the part of the start record, or None if the span has ended. Called by the writer's thread."""
+    def start_part(self) -> bytes:
+        """Give the part of the start record. Called by the writer's thread."""
         process = {"pid": os.getpid(), "started": process_started(), "boot": boot_id()}
         # The owner may change the attributes meanwhile; what is known now is what counts.
-        part = self._part("otel.span.start", self._start, dict(self._attributes), (), f',"process":{_dumps(process)}')
-        return part if self._end is None else None
+        return self._part("otel.span.start", self._start, dict(self._attributes), (), f',"process":{_dumps(process)}')
 
     def end_part(self) -> bytes:
         """Give the part of the end record."""

@@ -53,11 +53,11 @@ class Waiter(Protocol):
     def set_exception(self, exception: Any, /) -> None: ...
 
 
-class OpenSpan(Protocol):
-    """A span that may still be open when its batch is written."""
+OpenSpan = list[Callable[[], bytes]]
+"""What gives the start record of a span, alone in a list that is emptied when the span ends.
 
-    def is_recording(self) -> bool: ...
-    def start_part(self) -> bytes | None: ...
+Not the span itself: in the queue it would keep the memory of thousands that have ended.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class Writer:
         return LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
 
     def put_span(self, span: OpenSpan) -> None:
-        """Have the start of `span` recorded if it is still open when the next batch is written."""
+        """Have the start of a span recorded if it is still open when the next batch is written."""
         if self._closed:
             raise self._closed_for_new()
         # No lock: a deque's append is atomic, and the thread looks at it after saying that it sleeps.
@@ -509,13 +509,16 @@ class Writer:
 
     def _start_parts(self, spans: list[OpenSpan]) -> list[bytes]:
         parts = []
-        for span in [span for span in spans if span.is_recording()]:
+        for span in filter(None, spans):
             try:
-                part = span.start_part()
+                part = span[0]()
+            except IndexError:
+                # It ends at this moment.
+                continue
             except Exception as error:  # One span's oddity must not stop the writer.
                 self.report(error)
                 continue
-            if part is not None:
+            if span:
                 parts.append(part)
         return parts
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from opentelemetry.context.context import Context
@@ -13,37 +14,21 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 
 from otledger import context as ctx
 from otledger.errors import LedgerClosed
+from otledger.writer import OpenSpan
 
 from .settings import Sink, flag, resolve
 
 CLOSE_TIMEOUT = 10.0
-MOST_TURNS = 100_000
-"""Spans that are open at once and belong to a turn: beyond so many their end records do not name it."""
+MOST_OPEN = 100_000
+"""So many spans that are open at once are known; beyond that start records may follow their ends."""
 
 _MARK = "_otledger_recorded"
+_UNKNOWN: tuple[OpenSpan, None] = [], None
 
 
 def recorded(span: ReadableSpan) -> bool:
     """Tell whether a processor of ours has recorded this span."""
     return getattr(span, _MARK, False) is True
-
-
-class _Open:
-    """A span that has started, for the writer: its start is recorded if it is still open when its batch is written."""
-
-    __slots__ = ("_sink", "_span", "_turn")
-
-    def __init__(self, sink: Sink, span: Span, turn: str | None) -> None:
-        self._sink = sink
-        self._span = span
-        self._turn = turn
-
-    def is_recording(self) -> bool:
-        return self._span.is_recording()
-
-    def start_part(self) -> bytes | None:
-        part = self._sink.recorder.span_start(self._span, self._turn)
-        return part if self._span.is_recording() else None
 
 
 class LedgerSpanProcessor(SpanProcessor):
@@ -56,7 +41,8 @@ class LedgerSpanProcessor(SpanProcessor):
 
     def __init__(self, **settings: Any) -> None:
         self._sink = Sink(resolve(**settings))
-        self._turns: dict[tuple[int, int], str] = {}
+        # By the span's id, as `on_end` is given another object.
+        self._open: dict[int, tuple[OpenSpan, str | None]] = {}
 
     @classmethod
     def install(cls, provider: TracerProvider, **settings: Any) -> LedgerSpanProcessor:
@@ -79,20 +65,17 @@ class LedgerSpanProcessor(SpanProcessor):
         """Have the start recorded if the span is still open when the next batch is written."""
         context = ctx.current() if parent_context is None else parent_context
         turn = ctx.current_turn(context) if context else None
-        if turn is not None and len(self._turns) < MOST_TURNS:
-            here = span.get_span_context()
-            self._turns[here.trace_id, here.span_id] = turn
+        opened: OpenSpan = [partial(self._sink.recorder.span_start, span, turn)]
+        if len(self._open) < MOST_OPEN:
+            self._open[span._context.span_id] = opened, turn
         if not self._sink.closed:
             with suppress(LedgerClosed):
-                self._sink.writer.put_span(_Open(self._sink, span, turn))
+                self._sink.writer.put_span(opened)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span's end record."""
-        turn = None
-        if self._turns:
-            here = span.get_span_context()
-            assert here is not None
-            turn = self._turns.pop((here.trace_id, here.span_id), None)
+        opened, turn = self._open.pop(span._context.span_id, _UNKNOWN)
+        opened.clear()
         setattr(span, _MARK, True)
         try:
             part = self._sink.recorder.span_end(span, turn)

@@ -45,11 +45,11 @@ def normalised(value: Any) -> Any:
 
 def attributes_of(attributes: Mapping[str, Any] | None) -> tuple[dict[str, Any], int]:
     """Give attributes as a plain dict, without those that the SDK's encoder leaves out, and how many were dropped."""
-    if not attributes:
-        return {}, attributes.dropped if isinstance(attributes, BoundedAttributes) else 0
     if isinstance(attributes, BoundedAttributes):
         # Cleaned by the SDK when they were set.
-        return attributes.copy(), attributes.dropped  # type: ignore[return-value]
+        return attributes._dict.copy(), attributes.dropped
+    if not attributes:
+        return {}, 0
     found = {}
     for key, value in attributes.items():
         try:
@@ -105,27 +105,32 @@ class Recorder:
         return self._span("otel.span.end", span, span.end_time, turn, "")
 
     def _span(self, type: str, span: Any, ns: Any, turn: str | None, process: str) -> bytes:
-        context = span.get_span_context()
-        members, odd = header_members(context)
+        context = span._context
+        flags = context.trace_flags
+        if context.is_valid and 0 <= flags <= 0xFF and not context.trace_state:
+            members, odd = f',"traceparent":"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"', ""
+        else:
+            members, odd = header_members(context)
         if turn is not None:
             members = f',"ipchash":{dumps(turn)}{members}'
-        before = _kind(span.kind)
-        parent = span.parent
+        before = "" if span._kind is SpanKind.INTERNAL else _kind(span._kind)
+        parent = span._parent
         if parent is not None:
             before += f',"parent_span_id":"{parent.span_id:016x}"'
             if parent.is_remote:
                 before += ',"parent_is_remote":true'
-        start, end = span.start_time, span.end_time
+        start, end = span._start_time, span._end_time
         before += f',"start":{start if start.__class__ is int else dumps(start)}'
         if end is not None:
             before += f',"end":{end if end.__class__ is int else dumps(end)}'
-        after = (
-            f"{_status(span.status)}{_dropped(span)}{odd}{self.members_of(span.resource, span.instrumentation_scope)}"
-        )
-        name = own.encode_name(span.name)
-        attributes, _ = attributes_of(span._attributes)
-        events = [_event(event) for event in span._events]
-        links = [_link(link) for link in span._links]
+        after = _status(span._status)
+        attributes, dropped = attributes_of(span._attributes)
+        events: list[dict[str, Any]] = [_event(event) for event in span._events] if span._events else []
+        links: list[dict[str, Any]] = [_link(link) for link in span._links] if span._links else []
+        if dropped or events or links or span.dropped_events or span.dropped_links:
+            after += _dropped(span)
+        after += odd + self.members_of(span._resource, span._instrumentation_scope)
+        name = own.encode_name(span._name)
         part = self._encoder.telemetry(
             type, ns, f'{{"name":{name}{before}{_collections(attributes, events, links)}{after}{process}}}', members
         )
