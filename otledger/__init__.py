@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from otledger.filter import Filter
     from otledger.journal import Journal, Receipt
     from otledger.ledger import Ledger, SyncLedger, open, open_sync
+    from otledger.logging_handler import LoggingHandler
     from otledger.processors import redact
     from otledger.reader import Reader
     from otledger.record import Draft, Record, ipc_hash
@@ -40,6 +41,7 @@ __all__ = [
     "Ledger",
     "LedgerClosed",
     "LedgerError",
+    "LoggingHandler",
     "QueueFull",
     "Reader",
     "Receipt",
@@ -62,6 +64,7 @@ _HOMES = {
     "filter": ("Filter",),
     "journal": ("Journal", "Receipt"),
     "ledger": ("Ledger", "SyncLedger", "open", "open_sync"),
+    "logging_handler": ("LoggingHandler",),
     "processors": ("redact",),
     "reader": ("Reader",),
     "record": ("Draft", "Record", "ipc_hash"),

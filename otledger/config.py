@@ -72,6 +72,8 @@ class Config:
     """Raise `LedgerDamaged` where the check at start finds damage, instead of logging it."""
     raise_errors: bool = False
     """Let `emit` raise the journal's error while writing fails. By default it goes on queueing."""
+    forward: bool = True
+    """Hand spans of the ledger that are sampled to the other processors of the OpenTelemetry SDK's provider, too."""
     force: bool = False
     """Use the root although it is on a network file system or others may write to it."""
     processors: tuple[Callable[..., Any], ...] = ()
@@ -182,5 +184,5 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("root", "machine", "service", "durability", "queue_policy", "check"), str),
     **dict.fromkeys(("flush_interval", "sync_interval", "queue_timeout", "lock_timeout", "checkpoint_interval"), float),
     **dict.fromkeys(("queue_records", "queue_bytes", "min_free", "max_segment", "file_mode"), int),
-    **dict.fromkeys(("strict", "raise_errors", "force"), bool),
+    **dict.fromkeys(("strict", "raise_errors", "forward", "force"), bool),
 }

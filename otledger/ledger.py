@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import functools
+import inspect
 import os
 import socket
 import threading
@@ -19,11 +21,12 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import orjson
+from opentelemetry import trace
 from opentelemetry.context.context import Context
 from opentelemetry.trace import Link, SpanKind
 
 from otledger import context as ctx
-from otledger import values, writer
+from otledger import provider, values, writer
 from otledger.config import Config, Durability, QueuePolicy, StartupCheck
 from otledger.context import current as current_context
 from otledger.errors import ConfigurationError, EventRefused, LedgerClosed, LedgerDamaged, QueueFull
@@ -41,6 +44,7 @@ BURST = 256
 """After so many events a task lets the others run: `emit` alone never suspends."""
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _NOT_GIVEN: Any = object()
 """None is a value of `check`."""
@@ -151,9 +155,16 @@ class _Core:
         if not self.span_members:
             # Known to the writer before the first record that names them.
             self.span_members = self._describe_spans()
-        own.put_span(span)
+        if trace._TRACER_PROVIDER is not None and (sdk := provider.sdk_provider()) is not None:
+            provider.begin(sdk, span, self.config.forward)
+        own.put_span(span.opened)
 
     def span_ended(self, span: Span) -> None:
+        span.opened.clear()
+        if trace._TRACER_PROVIDER is not None and span.trace_flags & 1 and self.config.forward:
+            sdk = provider.sdk_provider()
+            if sdk is not None:
+                provider.end(sdk, span)
         own = self._writer
         if own is None:
             writer.log.warning("span %r ended after its ledger was closed: its end is not recorded", span.name)
@@ -369,6 +380,31 @@ class _View:
     def turn(self, ipc_hash: str) -> Turn:
         """Give a block (`with` or `async with`) in which every record carries this `ipc_hash`."""
         return Turn(ipc_hash)
+
+    @staticmethod
+    def wrap(function: F) -> F:
+        """Give a callable that runs `function` in the context of now: current span, turn, context variables.
+
+        For threads and executors, which begin without. Each call gets a copy of its own, so that calls may run at
+        the same time. A coroutine function runs in a task of its own. Raises TypeError for a generator function.
+        """
+        context = contextvars.copy_context()
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError("a generator runs in its caller's context: wrap the function that goes through it")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run_async(*args: Any, **kwargs: Any) -> Any:
+                loop = asyncio.get_running_loop()
+                return await loop.create_task(function(*args, **kwargs), context=context.copy())
+
+            return run_async  # type: ignore[return-value]
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return context.copy().run(function, *args, **kwargs)
+
+        return run  # type: ignore[return-value]
 
 
 def _span_members(context: Context) -> str:

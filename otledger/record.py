@@ -366,7 +366,8 @@ class Encoder:
         for name, value in (
             ("ipchash", draft.ipc_hash),
             ("traceparent", draft.traceparent),
-            ("tracestate", draft.tracestate or None),
+            # What another program sent may be longer than a line's text; the trace is known without it.
+            ("tracestate", draft.tracestate if draft.tracestate and len(draft.tracestate) <= MAX_NAME else None),
         ):
             if value is not None:
                 members.append(_member(name, _check_text(name, value)))

@@ -27,7 +27,7 @@ from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.errors import ConfigurationError
 from otledger.identity import boot_id
 from otledger.record import Encoder
-from otledger.writer import OpenSpan
+from otledger.writer import OpenSpan, text_of
 
 log = logging.getLogger("otledger")
 
@@ -276,7 +276,7 @@ class Span(OtelSpan):
             if self._record_exception:
                 self.record_exception(error)
             if self._set_status_on_exception:
-                self.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+                self.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {text_of(error)}"))
         self._end = time.time_ns()
         return True
 
@@ -442,8 +442,8 @@ class Span(OtelSpan):
         named = f"{kind.__module__}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__qualname__
         described: dict[str, Any] = {
             "exception.type": named,
-            "exception.message": str(exception),
-            "exception.stacktrace": "".join(traceback.format_exception(exception)),
+            "exception.message": text_of(exception),
+            "exception.stacktrace": _stack_of(exception),
             "exception.escaped": str(escaped),
         }
         described.update(attributes or {})
@@ -454,6 +454,69 @@ class Span(OtelSpan):
             return False
         log.warning(warning)
         return True
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """The attributes as they are now."""
+        return self._attributes
+
+    @property
+    def parent_span_id(self) -> str | None:
+        """The 16 hex digits of the parent; None for a root."""
+        return self._parent_id
+
+    def to_readable(self, resource: Any, scope: Any) -> Any:
+        """Give the ended span as the SDK's `ReadableSpan`, for its exporters."""
+        from opentelemetry.sdk.trace import Event, ReadableSpan
+        from opentelemetry.sdk.util import BoundedList
+
+        def bounded(stored: Mapping[str, Any], dropped: int) -> BoundedAttributes:
+            found = BoundedAttributes(None, stored, immutable=True)
+            found.dropped += dropped
+            return found
+
+        def limited(items: list[Any], dropped: int) -> Any:
+            found: BoundedList[Any] = BoundedList(None)
+            found.extend(items)
+            found.dropped = dropped
+            return found
+
+        parent = None
+        if self._parent_id is not None:
+            parent = SpanContext(int(self.trace_id, 16), int(self._parent_id, 16), self._parent_remote)
+        events = [
+            Event(event["name"], bounded(event.get("attributes", {}), event.get("dropped", 0)), event["time"])
+            for event in self._events
+        ]
+        links = [
+            Link(
+                SpanContext(
+                    int(link["trace_id"], 16),
+                    int(link["span_id"], 16),
+                    link.get("is_remote", False),
+                    TraceFlags(link.get("trace_flags", 0)),
+                    TraceState.from_header([link["trace_state"]]) if "trace_state" in link else None,
+                ),
+                bounded(link.get("attributes", {}), link.get("dropped", 0)),
+            )
+            for link in self._links
+        ]
+        return ReadableSpan(
+            name=self.name,
+            context=SpanContext(
+                int(self.trace_id, 16), int(self.span_id, 16), False, TraceFlags(self.trace_flags), self._trace_state
+            ),
+            parent=parent,
+            resource=resource,
+            attributes=bounded(self._attributes, self._dropped),
+            events=limited(events, self._dropped_events),
+            links=limited(links, self._dropped_links),
+            kind=self.kind,
+            status=Status(self._status, self._description),
+            start_time=self._start,
+            end_time=self._end,
+            instrumentation_scope=scope,
+        )
 
     # Records
 
@@ -659,6 +722,13 @@ def _append(
     if limit is None or len(more) <= limit:
         return more, 0
     return more[len(more) - limit :], len(more) - limit
+
+
+def _stack_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # Its class may make it impossible to show.
+        return f"{type(error).__name__}: no stack trace can be made of it"
 
 
 @functools.cache

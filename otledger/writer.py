@@ -111,7 +111,8 @@ class Writer:
         self._parts: list[bytes] = []
         self._spans: deque[OpenSpan] = deque()
         self._bytes_in = 0
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler or a finalizer that logs into the ledger may interrupt who holds it.
+        self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._opening = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -38,6 +38,7 @@ SETTINGS: dict[str, tuple[Any, str, Any, Any]] = {
     "check": ("tail", "full", "full", "tail"),
     "strict": (False, "yes", True, False),
     "raise_errors": (False, "1", True, False),
+    "forward": (True, "no", False, True),
     "force": (False, "true", True, False),
 }
 

@@ -37,6 +37,7 @@ PUBLIC = {
     "Ledger",
     "LedgerClosed",
     "LedgerError",
+    "LoggingHandler",
     "QueueFull",
     "Reader",
     "Receipt",

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context.context import Context
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -25,10 +26,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
-from opentelemetry.attributes import BoundedAttributes
-from otledger_opentelemetry import LedgerLogExporter, LedgerSpanExporter, read_logs, read_spans
-
 import otledger
+from otledger_opentelemetry import LedgerLogExporter, LedgerSpanExporter, read_logs, read_spans
 from tests.checker import check
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

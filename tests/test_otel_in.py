@@ -16,12 +16,12 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-from otledger_opentelemetry import LedgerSpanExporter, LedgerSpanProcessor, read_logs, read_spans
 
 import otledger
 from otledger.identity import boot_id
 from otledger.record import ipc_hash
 from otledger.replay import Replay, process_state
+from otledger_opentelemetry import LedgerSpanExporter, LedgerSpanProcessor, read_logs, read_spans
 from tests.checker import check
 
 REPOSITORY = Path(__file__).parents[1]
@@ -287,4 +287,59 @@ def test_logs_by_environment(root: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "sold 3" in [log.log_record.body for log in read_logs(root)]
+    sane(root)
+
+
+HANDED_ON = """if True:
+    import asyncio, sys
+    import otledger
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
+    from otledger_opentelemetry import LedgerSpanExporter, LedgerSpanProcessor
+    memory = InMemorySpanExporter()
+    provider = TracerProvider(sampler=TraceIdRatioBased(float(sys.argv[1])))
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    provider.add_span_processor(SimpleSpanProcessor(LedgerSpanExporter()))
+    LedgerSpanProcessor.install(provider)
+    trace.set_tracer_provider(provider)
+    async def main():
+        async with otledger.open(sys.argv[2], machine="m1", forward=sys.argv[3] == "yes") as ledger:
+            for _ in range(50):
+                async with ledger.span("outer", attributes={"a": 1}) as outer:
+                    outer.add_event("e", {"k": 2})
+                    with trace.get_tracer("t").start_as_current_span("inner"):
+                        pass
+    asyncio.run(main())
+    provider.shutdown()
+    spans = memory.get_finished_spans()
+    ids = {span.context.span_id for span in spans}
+    orphans = [span for span in spans if span.parent is not None and span.parent.span_id not in ids]
+    print(len(spans), len(orphans), sum(span.name == "outer" and span.events[0].attributes["k"] == 2 for span in spans))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ratio", "forward", "expected"), [("1", "yes", "100 0 50"), ("0", "yes", "0 0 0"), ("1", "no", "50 50 0")]
+)
+def test_the_providers_sampler_decides_and_its_other_processors_get_spans_of_the_ledger(
+    root: Path, ratio: str, forward: str, expected: str
+) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", HANDED_ON, ratio, str(root), forward],
+        env={**clean, "OTEL_OTLEDGER_ROOT": str(root), "OTEL_OTLEDGER_MACHINE": "m1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout.strip(), done.stderr) == (expected, "")
+    stored = spans_of(root)
+    names = [record.data["name"] for record in stored.values()]
+    # The ledger records its own either way; what the SDK's sampler drops is never seen.
+    assert (names.count("outer"), names.count("inner")) == (50, 50 if ratio == "1" else 0)
+    assert {record.traceparent[-2:] for record in stored.values() if record.traceparent} == {f"0{ratio}"}
+    assert len(list(read_spans(root))) == (100 if ratio == "1" else 0)
     sane(root)

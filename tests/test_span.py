@@ -1046,3 +1046,18 @@ async def test_what_just_fits_is_not_cut(root: Path, written: Written) -> None:
             pass
         assert ledger.health().errors == 0
     assert len(written.spans()["a"]["attributes"]["big"]) == 16 * MIB - 10_000
+
+
+class Unshowable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_an_exception_that_cannot_be_shown_ends_its_span_all_the_same(root: Path) -> None:
+    async with otledger.open(root, machine="m1") as ledger:
+        with pytest.raises(Unshowable):
+            async with ledger.span("a"):
+                raise Unshowable
+    (end,) = (record for record in otledger.Reader(root).records() if record.type == "otel.span.end")
+    assert end.data["status"]["code"] == "ERROR"
+    assert end.data["events"][0]["attributes"]["exception.message"] == ""

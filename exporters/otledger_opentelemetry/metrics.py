@@ -30,12 +30,12 @@ class LedgerMetricExporter(MetricExporter):
         """Store the metrics of one collection."""
         from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
-        from .otlp import metrics_parts
+        from .otlp import entries
 
-        stored = True
+        stored, own = True, self._sink.writer
         try:
-            for part in metrics_parts(self._sink, encode_metrics(metrics_data)):
-                stored &= self._sink.put(part)
+            for entry in entries(encode_metrics(metrics_data), "metrics", own.use, own.report):
+                stored &= self._sink.put(own.journal.encoder.telemetry(*entry))
         except Exception as error:  # What cannot be encoded must not end the reader's thread.
             self._sink.writer.report(error)
             return MetricExportResult.FAILURE

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 
 from otledger import context as ctx
 from otledger.errors import LedgerClosed
+from otledger.provider import RECORDED
 from otledger.writer import OpenSpan
 
 from .settings import Sink, flag, resolve
@@ -22,13 +23,12 @@ CLOSE_TIMEOUT = 10.0
 MOST_OPEN = 100_000
 """So many spans that are open at once are known; beyond that start records may follow their ends."""
 
-_MARK = "_otledger_recorded"
 _UNKNOWN: tuple[OpenSpan, None] = [], None
 
 
 def recorded(span: ReadableSpan) -> bool:
     """Tell whether a processor of ours has recorded this span."""
-    return getattr(span, _MARK, False) is True
+    return getattr(span, RECORDED, False) is True
 
 
 class LedgerSpanProcessor(SpanProcessor):
@@ -38,6 +38,8 @@ class LedgerSpanProcessor(SpanProcessor):
     waits for a place in a thread without an event loop, and counts the span as a gap in one with a loop.
     Settings are those of `otledger.Config`. Raises `RootError`, `FormatError`, `ConfigurationError`.
     """
+
+    records_in_otledger = True
 
     def __init__(self, **settings: Any) -> None:
         self._sink = Sink(resolve(**settings))
@@ -67,16 +69,16 @@ class LedgerSpanProcessor(SpanProcessor):
         turn = ctx.current_turn(context) if context else None
         opened: OpenSpan = [partial(self._sink.recorder.span_start, span, turn)]
         if len(self._open) < MOST_OPEN:
-            self._open[span._context.span_id] = opened, turn
+            self._open[span.context.span_id] = opened, turn
         if not self._sink.closed:
             with suppress(LedgerClosed):
                 self._sink.writer.put_span(opened)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span's end record."""
-        opened, turn = self._open.pop(span._context.span_id, _UNKNOWN)
+        opened, turn = self._open.pop(span.context.span_id, _UNKNOWN)
         opened.clear()
-        setattr(span, _MARK, True)
+        setattr(span, RECORDED, True)
         try:
             part = self._sink.recorder.span_end(span, turn)
         except Exception as error:  # A span's oddity must not reach the program.

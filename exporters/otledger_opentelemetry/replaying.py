@@ -84,21 +84,27 @@ def replay(
     batch: int = BATCH,
     speed: float | None = None,
     tries: int = 5,
-    on_progress: Callable[[ReplayReport], None] | None = None,
+    on_progress: Callable[[ReplayReport, int], None] | None = None,
 ) -> ReplayReport:
     """Send what `selection` picks through `exporter` (spans) and `logs`, and give what was done.
 
     Each (trace, span) is sent once. `cursor` is a file that is kept up: a replay that was stopped goes on there.
     `speed` replays in the recorded rhythm, that many times as fast; None: as fast as it goes. An export that
     fails is tried again, with a growing pause, up to `tries` times; of a batch that cannot be encoded only the
-    records at fault are left out, and counted. The exporters are not shut down.
+    records at fault are left out, and counted. The exporters are not shut down. `on_progress` is called after each
+    batch with the report so far and the bytes of lines read.
     Raises `ReplayFailed`, `ConfigurationError`, `RootError`.
     """
     span_exporter = exporter if isinstance(exporter, SpanExporter) else None
     log_exporter = logs if logs is not None else exporter if isinstance(exporter, LogRecordExporter) else None
     chosen = selection or Selection()
     chosen.spans, chosen.logs = chosen.spans and span_exporter is not None, chosen.logs and log_exporter is not None
-    run = _Run(span_exporter, log_exporter, cursor, tries, on_progress)
+
+    def progress(report: ReplayReport) -> None:
+        if on_progress is not None:
+            on_progress(report, chosen.read)
+
+    run = _Run(span_exporter, log_exporter, cursor, tries, progress)
     reader = source if isinstance(source, Reader) else Reader(source)
     began = time.monotonic()
     # An exporter that is instrumented itself must not make spans of its own sending.
@@ -120,7 +126,7 @@ class _Run:
         logs: LogRecordExporter | None,
         cursor: Path | None,
         tries: int,
-        on_progress: Callable[[ReplayReport], None] | None,
+        on_progress: Callable[[ReplayReport], object],
     ) -> None:
         self.report = ReplayReport()
         self._spans = spans
@@ -145,8 +151,7 @@ class _Run:
         sent[machine] = max(sent.get(machine, 0), *(item.record.seq + 1 for item in items))
         if self._path is not None:
             self._cursor.save(self._path)
-        if self._on_progress is not None:
-            self._on_progress(self.report)
+        self._on_progress(self.report)
 
     def _send_or_split(self, items: list[Item]) -> None:
         try:
@@ -174,8 +179,8 @@ class _Run:
                 pause = min(pause * 2, LONGEST_PAUSE)
         record = items[0].record
         raise ReplayFailed(
-            f"the exporter refused {len(items)} records from {record.machine}, seq {record.seq} on, {self._tries} times;"
-            " see whether the endpoint is up and takes them"
+            f"the exporter refused {len(items)} records from {record.machine}, seq {record.seq} on,"
+            f" {self._tries} times; see whether the endpoint is up and takes them"
         )
 
     def _export(self, signals: list[Any]) -> bool:

@@ -43,6 +43,8 @@ class Selection:
     logs: bool = True
     skipped: list[FormatError] = field(default_factory=list)
     """What could not be rebuilt."""
+    read: int = 0
+    """Bytes of lines read so far."""
 
     def items(self, reader: Reader, machines: Sequence[str] | None = None) -> Iterator[Item]:
         """Iterate machine by machine, each in the order of its records."""
@@ -56,6 +58,7 @@ class Selection:
         begun: dict[tuple[str, str], Record] = {}
         last_seen: dict[str, int] = {}
         for record in reader.records(machines=[machine], on_fault=self.skipped.append):
+            self.read += len(record.line)
             if record.type == "otel.resource":
                 rebuilder.learn(record)
             elif record.type.startswith("otel.span."):

@@ -27,8 +27,10 @@ class Failed(Exception):
         self.code = code
 
 
-ORDER = ("demo", "log", "show", "tail", "verify", "machines", "doctor", "import", "export")
+ORDER = ("demo", "log", "show", "tail", "verify", "machines", "doctor", "replay", "receive", "import", "export")
 """The commands as the help lists them."""
+OWN = frozenset(("demo", "log", "show", "tail", "verify", "machines", "doctor"))
+"""Those that no plugin adds to: they start without looking for plugins, which costs some milliseconds."""
 
 
 class Application(TyperGroup):
@@ -126,6 +128,16 @@ def root_of(ctx: typer.Context, given: str | None) -> Path:
     return Path(chosen or os.environ.get("OTLEDGER_ROOT") or "ledger").expanduser()
 
 
+def load_plugins(arguments: list[str]) -> None:
+    """Have installed packages add their commands (entry points `otledger.commands`) if one may be asked for."""
+    if any(argument in OWN for argument in arguments[:3]):
+        return
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="otledger.commands"):
+        point.load()()
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
     # Where they are closed Python has None. They are needed to the end.
@@ -139,6 +151,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
+        load_plugins(sys.argv[1:])
         code = app(prog_name="otledger", standalone_mode=False)
         return code if isinstance(code, int) else OK
     except (KeyboardInterrupt, typer.Abort):

@@ -1,0 +1,100 @@
+"""`replay` and `export chrome-trace`: the ledger into OpenTelemetry backends and viewers.
+
+Nothing but typer is imported before a command runs.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from otledger.cli import options as opt
+from otledger.cli.app import RootOption, root_of
+
+REPLAY_EXAMPLES = (
+    "otledger replay --endpoint http://127.0.0.1:4318          all spans and logs, to a collector, Jaeger or Tempo",
+    "otledger replay --since 2h --errors --unfinished          what went wrong, and what never ended",
+    "otledger replay --trace 4bf92f3577b34da6a3ce929d0e0e4736 --to console",
+    "otledger replay --to spans.jsonl --logs-to logs.jsonl     OTLP/JSON, for a collector's otlpjsonfile receiver",
+    "otledger replay --cursor /var/tmp/replay.cursor           what is new since the last time",
+)
+CHROME_EXAMPLES = ("otledger export chrome-trace trace.json --since 10m      open it in https://ui.perfetto.dev",)
+
+Service = Annotated[str | None, typer.Option(metavar="NAME", help="Only what this service (service.name) did.")]
+Errors = Annotated[bool, typer.Option("--errors", help="Only spans with an error status, and logs from ERROR on.")]
+Unfinished = Annotated[
+    bool, typer.Option("--unfinished", help="Also spans that never ended: ended where they were last seen, and marked.")
+]
+Unsampled = Annotated[bool, typer.Option("--unsampled", help="Also spans that are not sampled.")]
+
+
+def replay(
+    ctx: typer.Context,
+    to: Annotated[
+        str, typer.Option(metavar="WHERE", help="otlp, console, or a file for OTLP/JSON lines; - is stdout.")
+    ] = "otlp",
+    logs_to: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A file for the logs as OTLP/JSON lines: one signal a file.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="The collector. [default: $OTEL_EXPORTER_OTLP_ENDPOINT]")
+    ] = None,
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="http or grpc.")] = "http",
+    trace: opt.Trace = None,
+    turn: Annotated[str | None, typer.Option("--turn", metavar="HASH", help="Only this turn (ipc_hash).")] = None,
+    since: opt.Since = None,
+    until: opt.Until = None,
+    service: Service = None,
+    machine: opt.Machines = None,
+    errors: Errors = False,
+    unfinished: Unfinished = False,
+    unsampled: Unsampled = False,
+    speed: Annotated[
+        float | None, typer.Option(min=0.001, metavar="N", help="In the recorded rhythm, N times as fast.")
+    ] = None,
+    cursor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the place there, and go on from it.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Spans in a request.")] = 512,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing; count.")] = False,
+    json: opt.Json = False,
+    root: RootOption = None,
+) -> None:
+    """Send spans and logs to an OpenTelemetry backend, as the program would have sent them. Each span is sent once; what
+    the backend refuses is tried again, then reported; then the exit code is 1."""
+    from otledger_opentelemetry.commands import Replaying
+
+    filter = opt.make_filter(
+        type=None, source=None, subject=None, ipc_hash=turn, trace=trace, since=since, until=until, text=None,
+        control=True,
+    )  # fmt: skip
+    run = Replaying(
+        root_of(ctx, root), filter, service=service, errors=errors, unfinished=unfinished, unsampled=unsampled
+    )
+    run.choose(to, logs_to, endpoint=endpoint, protocol=protocol, dry_run=dry_run)
+    raise typer.Exit(run.run(opt.once(machine), speed=speed, cursor=cursor, batch=batch, json=json))
+
+
+def chrome_trace(
+    ctx: typer.Context,
+    destination: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    trace: opt.Trace = None,
+    turn: Annotated[str | None, typer.Option("--turn", metavar="HASH", help="Only this turn (ipc_hash).")] = None,
+    since: opt.Since = None,
+    until: opt.Until = None,
+    service: Service = None,
+    machine: opt.Machines = None,
+    errors: Errors = False,
+    unfinished: Unfinished = False,
+    root: RootOption = None,
+) -> None:
+    """Write spans as a file that Perfetto and chrome://tracing open: a process for each service, a thread for each
+    trace."""
+    from otledger_opentelemetry.commands import Replaying
+
+    filter = opt.make_filter(
+        type=None, source=None, subject=None, ipc_hash=turn, trace=trace, since=since, until=until, text=None,
+        control=True,
+    )  # fmt: skip
+    run = Replaying(root_of(ctx, root), filter, service=service, errors=errors, unfinished=unfinished, unsampled=True)
+    raise typer.Exit(run.chrome(destination, opt.once(machine)))
