@@ -60,8 +60,8 @@ def replay(
     json: opt.Json = False,
     root: RootOption = None,
 ) -> None:
-    """Send spans and logs to an OpenTelemetry backend, as the program would have sent them. Each span is sent once; what
-    the backend refuses is tried again, then reported; then the exit code is 1."""
+    """Send spans and logs to an OpenTelemetry backend, as the program would have sent them. Each span is sent once;
+    what the backend refuses is tried again, then reported; then the exit code is 1."""
     from otledger_opentelemetry.commands import Replaying
 
     filter = opt.make_filter(

@@ -1,4 +1,4 @@
-"""Exporters into files: OTLP/JSON lines, which a collector's `otlpjsonfile` receiver reads, and Chrome's trace format."""
+"""Spans and logs in files: OTLP/JSON lines, which a collector's `otlpjsonfile` receiver reads, and Chrome's format."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from otledger.cli.options import Json, Machines
 take_in = typer.Typer(
     rich_markup_mode=None,
     help=helped(
-        "Take in the ledger of evledger or PipeWorks; doing it twice adds nothing.",
+        "Take in what others wrote; doing it twice adds nothing.",
         "otledger import evledger ~/old-ledger",
         "otledger import pipeworks data/ledger",
     ),
@@ -19,13 +19,13 @@ take_in = typer.Typer(
 give_back = typer.Typer(
     rich_markup_mode=None,
     help=helped(
-        "Write the ledger as files of evledger or PipeWorks.",
+        "Write the ledger as files that others read.",
         "otledger export evledger /tmp/for-evledger",
         "otledger export pipeworks /tmp/for-pipeworks",
     ),
 )
-app.add_typer(take_in, name="import", short_help="Take in the ledger of evledger or PipeWorks.")
-app.add_typer(give_back, name="export", short_help="Write the ledger as files of evledger or PipeWorks.")
+app.add_typer(take_in, name="import", short_help="Take in what others wrote: evledger, PipeWorks, OTLP.")
+app.add_typer(give_back, name="export", short_help="Write files that others read: evledger, PipeWorks, viewers.")
 
 Destination = Annotated[Path, typer.Argument(metavar="DEST", help="A new folder, outside of the ledger.")]
 
