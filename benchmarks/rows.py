@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import reading, startup, writing
+from . import reading, startup, telemetry, writing
 from .bench import Bench
 from .measure import Measurement
 
@@ -20,4 +20,8 @@ ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
     "scan": reading.scan,
     "tail": reading.tail,
     "startup": startup.startup,
+    "sdk": telemetry.sdk,
+    "lost": telemetry.lost,
+    "replay": telemetry.replay,
+    "receive": telemetry.receive,
 }
