@@ -343,3 +343,47 @@ def test_the_providers_sampler_decides_and_its_other_processors_get_spans_of_the
     assert {record.traceparent[-2:] for record in stored.values() if record.traceparent} == {f"0{ratio}"}
     assert len(list(read_spans(root))) == (100 if ratio == "1" else 0)
     sane(root)
+
+
+def _load(client: httpx.Client, process: Any, number: signal.Signals, *, seconds: float) -> dict[str, float]:
+    """Send requests from eight threads, kill the server in the middle. Gives the spans that the client was told of,
+    each with how long before the kill that was."""
+    told: dict[str, float] = {}
+    stopping = threading.Event()
+
+    def run() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=10) as own, contextlib.suppress(httpx.HTTPError):
+            while not stopping.is_set():
+                answer = own.get("/orders/1")
+                if answer.status_code == 200:
+                    told[answer.json()["span_id"]] = time.monotonic()
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    process.send_signal(number)
+    killed = time.monotonic()
+    process.wait(30)
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    return {span: killed - when for span, when in told.items()}
+
+
+def test_a_server_killed_under_load_accounts_for_each_span(root: Path) -> None:
+    environ = {"OTEL_TRACES_EXPORTER": "otledger", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    settings = {**environ, "OTEL_OTLEDGER_ROOT": str(root), "OTEL_OTLEDGER_FLUSH_INTERVAL": "0.05"}
+    with serving(root, before=VIA_ENVIRONMENT, **settings) as (client, process):
+        told = _load(client, process, signal.SIGTERM, seconds=1.5)
+    assert len(told) > 50
+    assert set(told) <= set(spans_of(root))
+    sane(root)
+    with serving(root, before=VIA_ENVIRONMENT, **settings) as (client, process):
+        told = _load(client, process, signal.SIGKILL, seconds=1.5)
+    open_ones = {span.span_id for span in unfinished(root)}
+    missing = set(told) - set(spans_of(root)) - open_ones
+    assert len(told) > 50
+    # The last flush interval, and as long again as a busy machine may take to run a thread.
+    assert all(told[span] < 0.05 + 0.5 for span in missing)
+    sane(root)
