@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from os import getpid
@@ -119,6 +119,7 @@ class Writer:
         # Owned by _lock from here on.
         self._waiters: list[tuple[int, str, Any]] = []
         self._resources: dict[str, Resource] = {}
+        self._passing: dict[str, Resource] = {}
         self._room: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._gaps: dict[str, _Gap] = {}
         self._asleep = _IDLE
@@ -230,6 +231,22 @@ class Writer:
         """Have `resource` stored in each segment before what is queued from now on."""
         with self._lock:
             self._resources[resource.digest] = resource
+
+    def put_all(self, parts: Sequence[bytes], resources: Iterable[Resource]) -> None:
+        """Queue parts, and have the resources that they name stored before them. Raises `LedgerClosed`.
+
+        The resources are forgotten when the queue is empty: for those who take in what others made, of which there
+        may be no end.
+        """
+        with self._lock:
+            if self._closed:
+                raise self._closed_for_new()
+            self._passing.update((resource.digest, resource) for resource in resources)
+            self._parts.extend(parts)
+            self._bytes_in += sum(map(len, parts))
+            if self._bytes_in >= self._full_at or len(self._parts) >= self._records_left:
+                self.full = True
+            self._rouse()
 
     def wait_for_all(self, waiter: Any) -> None:
         """Have `waiter` get None when everything queued so far is durable, or the error that keeps it."""
@@ -347,6 +364,9 @@ class Writer:
             if self._closed:
                 return 0
             self._closing = True
+            if self._thread is None and self._parts:
+                # The loop that was to wake it has not come to that.
+                self._start()
             thread = self._thread
             if thread is not None:
                 self._wake.notify()
@@ -466,7 +486,10 @@ class Writer:
         self._bytes_out = self._bytes_out + size if self._parts else self._bytes_in
         self._taken += len(own) + len(taken)
         self._set_in_flight(len(taken), size)
-        return Batch([*own, *taken], dict(self._resources)), [(at + len(own), id, w) for at, id, w in now], spans
+        resources = {**self._passing, **self._resources}
+        if not self._parts:
+            self._passing = {}
+        return Batch([*own, *taken], resources), [(at + len(own), id, w) for at, id, w in now], spans
 
     def _set_in_flight(self, records: int, size: int) -> None:
         """Note what was taken off the queue and is not written yet: it counts as queued."""

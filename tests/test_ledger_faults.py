@@ -898,3 +898,37 @@ def test_what_threads_queue_while_the_ledger_closes_is_stored_or_refused(tmp_pat
             thread.join()
         stored = [record["id"] for record in check(root / "m1") if record["type"] == "a"]
         assert sorted(stored) == sorted(accepted)
+
+
+async def test_the_first_append_is_written_though_the_ledger_is_closed_at_once(root: Path) -> None:
+    ledger = await otledger.open(root, machine="m1", min_free=0)
+    # Beside the loop, which has had no turn to wake the writer.
+    first = asyncio.create_task(ledger.append("a"))
+    await asyncio.sleep(0)
+    assert await asyncio.to_thread(ledger._core.close, 10.0) == 0
+    receipt = await first
+    assert receipt is not None
+    assert receipt.id in [record["id"] for record in check(root / "m1")]
+
+
+def test_an_append_of_a_loop_that_ended_does_not_hold_up_those_of_the_next(root: Path) -> None:
+    ledger = otledger.open(root, machine="m1", min_free=0)
+
+    async def begin() -> None:
+        await ledger
+        task = asyncio.get_running_loop().create_task(ledger.append("a"))
+        await asyncio.sleep(0)
+        tasks.add(task)
+
+    tasks: set[asyncio.Task[Any]] = set()
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+
+    async def go_on() -> None:
+        assert await asyncio.wait_for(ledger.append("b"), 10) is not None
+        assert await ledger.aclose() == 0
+
+    asyncio.run(go_on())
+    loop.run_until_complete(asyncio.gather(*tasks))
+    loop.close()
+    assert [record["type"] for record in check(root / "m1") if len(record["type"]) == 1] == ["a", "b"]

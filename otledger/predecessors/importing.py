@@ -40,7 +40,7 @@ def import_evledger(
     folders = evledger_folders(Path(source))
     config = Config.resolve(root=root, machine=pipeworks.PARTITION, **settings)
     names = partition_names(folders, {})
-    with _locked(config, next(iter(names.values()))):
+    with one_at_a_time(config, next(iter(names.values()))):
         names = partition_names(folders, _owners(config.root))
         intake = Intake(config.root, settings, progress, [path for files in folders.values() for path in files])
         intake.know(_seen(config.root, intake, list(names.values())))
@@ -59,7 +59,7 @@ def import_pipeworks(
     """
     files = pipeworks_files(Path(source))
     config = Config.resolve(root=root, machine=pipeworks.PARTITION, **settings)
-    with _locked(config, pipeworks.PARTITION):
+    with one_at_a_time(config, pipeworks.PARTITION):
         intake = Intake(config.root, settings, progress, files)
         intake.know(_seen(config.root, intake, [pipeworks.PARTITION]))
         intake.take(pipeworks.PARTITION, files, _Pipeworks())
@@ -67,7 +67,7 @@ def import_pipeworks(
 
 
 @contextlib.contextmanager
-def _locked(config: Config, partition: str) -> Iterator[None]:
+def one_at_a_time(config: Config, partition: str) -> Iterator[None]:
     """Let one import at a time append to a ledger: between looking for an id and appending it, none may come."""
     check_root(config.root, force=config.force)
     if not config.root.exists():
