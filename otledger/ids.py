@@ -32,8 +32,7 @@ def event_rest() -> str:
     try:
         return _events.pop()
     except IndexError:
-        _events.extend(_random(15))
-        return _events.pop()
+        return _refill(_events, 15)
 
 
 def span_id() -> str:
@@ -43,8 +42,7 @@ def span_id() -> str:
     try:
         return _spans.pop()
     except IndexError:
-        _spans.extend(_random(16))
-        return _spans.pop()
+        return _refill(_spans, 16)
 
 
 def trace_id() -> str:
@@ -54,8 +52,15 @@ def trace_id() -> str:
     try:
         return _traces.pop()
     except IndexError:
-        _traces.extend(_random(32))
-        return _traces.pop()
+        return _refill(_traces, 32)
+
+
+def _refill(pool: list[str], length: int) -> str:
+    """Fill a pool, and give an id that was never in it: other threads may empty it at once."""
+    fresh = _random(length)
+    own = fresh.pop()
+    pool.extend(fresh)
+    return own
 
 
 def _random(length: int) -> list[str]:

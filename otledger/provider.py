@@ -24,7 +24,10 @@ RECORDED = "_otledger_recorded"
 def sdk_provider() -> Any:
     """Give the global tracer provider if it is the SDK's, else None."""
     provider = trace._TRACER_PROVIDER
-    return provider if hasattr(provider, "sampler") and hasattr(provider, "_active_span_processor") else None
+    if not hasattr(provider, "sampler") or not hasattr(provider, "_active_span_processor"):
+        return None
+    # OTEL_SDK_DISABLED: its processors get nothing from the SDK either.
+    return None if getattr(provider, "_disabled", False) else provider
 
 
 def begin(provider: Any, span: Span, forward: bool) -> None:
@@ -34,7 +37,7 @@ def begin(provider: Any, span: Span, forward: bool) -> None:
     if forward and span.trace_flags & 1:
         for processor in _others(provider):
             try:
-                processor.on_start(span)
+                processor.on_start(span, parent_context=span._parent_context)
             except Exception:  # A processor may need what only spans of the SDK have.
                 log.debug("a span processor failed at the start of a span of the ledger", exc_info=True)
 
@@ -55,8 +58,9 @@ def end(provider: Any, span: Span) -> None:
 
 def _sampled(provider: Any, span: Span) -> bool:
     try:
+        links = span._given_links or ()
         result = provider.sampler.should_sample(
-            None, int(span.trace_id, 16), span.name, span.kind, dict(span.attributes), ()
+            span._parent_context, int(span.trace_id, 16), span.name, span.kind, dict(span.attributes), links
         )
         return bool(result.decision.is_sampled())
     except Exception as error:  # A sampler's mistake must not reach the program: the span is recorded either way.

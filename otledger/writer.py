@@ -221,6 +221,9 @@ class Writer:
         """Have the start of a span recorded if it is still open when the next batch is written."""
         if self._closed:
             raise self._closed_for_new()
+        if len(self._spans) >= self.config.queue_records:
+            # The disk hangs; the end record stands alone.
+            return
         # No lock: a deque's append is atomic, and the thread looks at it after saying that it sleeps.
         self._spans.append(span)
         if self._asleep == _IDLE:
@@ -351,7 +354,8 @@ class Writer:
         """Write what is queued, for at most `timeout` seconds. Gives how many records were left."""
         waiter: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.wait_for_all(waiter)
-        with suppress(TimeoutError, LedgerError):
+        # Whatever keeps it from being written: it stays queued.
+        with suppress(Exception):
             waiter.result(timeout)
             return 0
         return self.health().queued_records
@@ -441,6 +445,9 @@ class Writer:
                     return None, [], []
                 self._closed = False
                 break
+            if self.full:
+                # Set by who looked at the queue just before it was taken.
+                _wake_rooms(self._update_full())
             self._asleep = _IDLE
             woken = bool(self._parts or self._spans) or self._wake.wait(self._idle_time())
             self._asleep = _BUSY
@@ -756,6 +763,9 @@ def acquire(config: Config) -> Writer:
         writer = _writers.get(key)
         if writer is None:
             writer = _writers[key] = Writer(config)
+            if "multiprocessing.util" in sys.modules:
+                # This may be such a child itself.
+                _drain_at_end_of_child(writer)
         elif config.durability == "disk" and writer.config.durability == "os":
             writer.config = replace(writer.config, durability="disk")
             writer.journal.config = writer.config

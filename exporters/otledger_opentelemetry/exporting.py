@@ -33,37 +33,36 @@ class LedgerSpanExporter(SpanExporter):
 
     def __init__(self, **settings: Any) -> None:
         self._processor: LedgerSpanProcessor | None = None
-        self._sink: Sink | None = None
         provider = trace.get_tracer_provider()
         if not settings and asked_for("OTEL_TRACES_EXPORTER") and isinstance(provider, TracerProvider):
             self._processor = LedgerSpanProcessor.install(provider)
+            self._sink = self._processor.sink
         else:
             self._sink = Sink(resolve(**settings))
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Store the spans that no processor of ours has recorded."""
-        if self._sink is None:
+        # Of another provider, where a processor was installed on the global one.
+        others = [span for span in spans if not recorded(span)]
+        if self._processor is not None and not others:
             return SpanExportResult.SUCCESS
         stored = True
-        for span in spans:
-            if not recorded(span):
-                try:
-                    stored &= self._sink.put(self._sink.recorder.span_end(span, None))
-                except Exception as error:  # One span's oddity must not cost its batch.
-                    stored = False
-                    self._sink.writer.report(error)
+        for span in others:
+            try:
+                stored &= self._sink.put(self._sink.recorder.span_end(span, None))
+            except Exception as error:  # One span's oddity must not cost its batch.
+                stored = False
+                self._sink.lose("span could not be encoded", error)
         return SpanExportResult.SUCCESS if self._sink.drain(EXPORT_TIMEOUT) and stored else SpanExportResult.FAILURE
 
     def shutdown(self) -> None:
         """Write what is queued, and close."""
-        if self._sink is not None:
+        if self._processor is None:
             self._sink.release(CLOSE_TIMEOUT)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Write what is queued. False: not all of it in time."""
-        if self._processor is not None:
-            return self._processor.force_flush(timeout_millis)
-        return self._sink is None or self._sink.drain(timeout_millis / 1000)
+        return self._sink.drain(timeout_millis / 1000)
 
 
 class LedgerLogExporter(LogRecordExporter):
@@ -80,7 +79,7 @@ class LedgerLogExporter(LogRecordExporter):
                 stored &= self._sink.put(self._sink.recorder.log(record))
             except Exception as error:  # One record's oddity must not cost its batch.
                 stored = False
-                self._sink.writer.report(error)
+                self._sink.lose("log record could not be encoded", error)
         done = self._sink.drain(EXPORT_TIMEOUT) and stored
         return LogRecordExportResult.SUCCESS if done else LogRecordExportResult.FAILURE
 

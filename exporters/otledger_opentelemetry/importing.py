@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from otledger.config import Config
 from otledger.errors import FormatError, RootError
 from otledger.journal import Batch, Journal, Resource
-from otledger.predecessors.importing import _locked as locked
+from otledger.predecessors.importing import one_at_a_time
 from otledger.predecessors.intake import BATCH_BYTES, ImportReport, Progress, Refused
 from otledger.reader import Reader
 from otledger.segment import QUARANTINE, list_machines
@@ -85,7 +85,7 @@ def import_otlp(
         pieces = _pieces(path, file, signal)
         # Where the source is something else altogether nothing is made.
         pieces = itertools.chain(list(itertools.islice(pieces, 1)), pieces)
-        with locked(config, PARTITION), Journal(config=config) as journal:
+        with one_at_a_time(config, PARTITION), Journal(config=config) as journal:
             taking = _Taking(journal, path, _ids(config.root))
             total = _size(file)
             for piece in pieces:
@@ -299,7 +299,7 @@ def _frame_reader(data: bytes, frame: wire.Frame, signal: str | None) -> Callabl
             return []
         kind = signal or wire.kind_of(data, frame)
         if kind is None:
-            raise _Bad("it holds no spans, log records or metrics; if it does, say which by --signal")
+            raise _Bad("neither spans nor log records nor metrics; if it is one of them, say which by --signal")
         try:
             return [(kind, otlp.SIGNALS[kind].request.FromString(data[frame.start : frame.end]))]
         except DecodeError as error:

@@ -32,12 +32,12 @@ class LedgerMetricExporter(MetricExporter):
 
         from .otlp import entries
 
-        stored, own = True, self._sink.writer
+        stored, sink = True, self._sink
         try:
-            for entry in entries(encode_metrics(metrics_data), "metrics", own.use, own.report):
-                stored &= self._sink.put(own.journal.encoder.telemetry(*entry))
+            for entry in entries(encode_metrics(metrics_data), "metrics", sink.use, sink.writer.report):
+                stored &= sink.put(sink.writer.journal.encoder.telemetry(*entry))
         except Exception as error:  # What cannot be encoded must not end the reader's thread.
-            self._sink.writer.report(error)
+            sink.lose("metrics could not be encoded", error)
             return MetricExportResult.FAILURE
         done = self._sink.drain(min(EXPORT_TIMEOUT, timeout_millis / 1000)) and stored
         return MetricExportResult.SUCCESS if done else MetricExportResult.FAILURE

@@ -42,7 +42,7 @@ class LedgerSpanProcessor(SpanProcessor):
     records_in_otledger = True
 
     def __init__(self, **settings: Any) -> None:
-        self._sink = Sink(resolve(**settings))
+        self.sink = Sink(resolve(**settings))
         # By the span's id, as `on_end` is given another object.
         self._open: dict[int, tuple[OpenSpan, str | None]] = {}
 
@@ -53,13 +53,14 @@ class LedgerSpanProcessor(SpanProcessor):
         for processor in active._span_processors:
             if isinstance(processor, cls):
                 return processor
+        flushes = flag("SIGTERM", True)
         own = cls(**settings)
         provider.add_span_processor(own)
         # Before an exporter's processor, so that it finds each span marked as recorded.
         with active._lock:
             others = [processor for processor in active._span_processors if processor is not own]
             active._span_processors = (own, *others)
-        if flag("SIGTERM", True):
+        if flushes:
             own.flush_on_sigterm()
         return own
 
@@ -67,12 +68,12 @@ class LedgerSpanProcessor(SpanProcessor):
         """Have the start recorded if the span is still open when the next batch is written."""
         context = ctx.current() if parent_context is None else parent_context
         turn = ctx.current_turn(context) if context else None
-        opened: OpenSpan = [partial(self._sink.recorder.span_start, span, turn)]
+        opened: OpenSpan = [partial(self.sink.recorder.span_start, span, turn)]
         if len(self._open) < MOST_OPEN:
             self._open[span.context.span_id] = opened, turn
-        if not self._sink.closed:
+        if not self.sink.closed:
             with suppress(LedgerClosed):
-                self._sink.writer.put_span(opened)
+                self.sink.writer.put_span(opened)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span's end record."""
@@ -80,20 +81,19 @@ class LedgerSpanProcessor(SpanProcessor):
         opened.clear()
         setattr(span, RECORDED, True)
         try:
-            part = self._sink.recorder.span_end(span, turn)
+            part = self.sink.recorder.span_end(span, turn)
         except Exception as error:  # A span's oddity must not reach the program.
-            self._sink.writer.report(error)
-            self._sink.writer.drop("span could not be encoded")
+            self.sink.lose("span could not be encoded", error)
             return
-        self._sink.put(part)
+        self.sink.put(part)
 
     def shutdown(self) -> None:
         """Write what is queued, and close."""
-        self._sink.release(CLOSE_TIMEOUT)
+        self.sink.release(CLOSE_TIMEOUT)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Write what is queued. False: not all of it in time."""
-        return self._sink.drain(timeout_millis / 1000)
+        return self.sink.drain(timeout_millis / 1000)
 
     def flush_on_sigterm(self) -> bool:
         """Have SIGTERM write what is queued before it ends the process. False: somebody handles it already.
@@ -113,5 +113,5 @@ class LedgerSpanProcessor(SpanProcessor):
         threading.Thread(target=self._drain_and_end, name="otledger-sigterm", daemon=True).start()
 
     def _drain_and_end(self) -> None:
-        self._sink.drain(CLOSE_TIMEOUT)
+        self.sink.drain(CLOSE_TIMEOUT)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from otledger import writer as writers
 from otledger.config import Config
 from otledger.errors import ConfigurationError, LedgerError
+from otledger.journal import Resource
 from otledger.writer import Writer
 from otledger_opentelemetry import otlp, otlp_json, wire
 
@@ -145,7 +146,7 @@ class Receiver:
 
     async def _read_body(self, headers: dict[bytes, str], receive: Receive, hold: Callable[[int], None]) -> bytes:
         length = headers.get(b"content-length", "0")
-        if length.isdigit() and int(length) > self._max_body:
+        if length.isascii() and length.isdigit() and int(length[:20]) > self._max_body:
             raise _too_large(self._max_body)
         pieces = []
         try:
@@ -167,13 +168,13 @@ class Receiver:
         """Queue what a body holds. Raises `Refused`, and then has queued nothing. Called in the parser's thread."""
         message = parse(request.kind, unpack(body, request.encoding, self._max_body), json=request.json)
         writer = self._writer
-        encode, put = writer.journal.encoder.telemetry, writer.put
-        parts = [encode(*entry) for entry in otlp.entries(message, request.kind, writer.use, writer.report)]
+        encode = writer.journal.encoder.telemetry
+        resources: list[Resource] = []
+        parts = [encode(*entry) for entry in otlp.entries(message, request.kind, resources.append, writer.report)]
         # Others may have filled the queue since the head was read.
         self._refuse_if_full()
         try:
-            for part in parts:
-                put(part)
+            writer.put_all(parts, resources)
         except LedgerError as error:
             raise _later(503, str(error)) from None
 
@@ -186,7 +187,7 @@ class Receiver:
             async with asyncio.timeout(timeout):
                 await waiter
         except TimeoutError:
-            raise _later(503, f"the ledger was not written within {timeout:g} s; it is tried again") from None
+            raise _later(503, f"the ledger was not written within {timeout:g} s") from None
         except LedgerError as error:
             raise _later(503, f"the ledger could not be written: {error}") from None
 

@@ -185,7 +185,7 @@ class Recorder:
         named = self.members_of(readable.resource, readable.instrumentation_scope)
         encoder = self._encoder
         try:
-            part = encoder.telemetry("otel.log", ns, f"{_unclosed(dumps(data))}{odd}{named}}}", members)
+            part = encoder.telemetry("otel.log", ns, _with_members(dumps(data), odd + named), members)
             if len(part) <= _MAX_PART:
                 return part
         except values.TooDeep:
@@ -198,15 +198,15 @@ class Recorder:
                 data[member] = str(data[member])[:_SHORT]
         cut = encoded[0].decode()[1:-1] if encoded[0] else ""
         joined = ",".join(filter(None, (dumps(data)[1:-1], cut)))
-        return encoder.telemetry("otel.log", ns, f"{_unclosed('{' + joined + '}')}{odd}{named}}}", members)
+        return encoder.telemetry("otel.log", ns, _with_members(f"{{{joined}}}", odd + named), members)
 
     def _report_cut(self, what: str, count: int) -> None:
         self.writer.report(ValueError(f"a {what} was too large for a line: {count} of its values were cut"))
 
 
-def _unclosed(text: str) -> str:
-    """Give a JSON object without its last brace, ready for members that begin with a comma."""
-    return text[:-1] if text != "{}" else '{"observed_timestamp":null'
+def _with_members(text: str, members: str) -> str:
+    """Give a JSON object with more members, which begin with a comma."""
+    return f"{text[:-1]}{members}}}" if text != "{}" else f"{{{members[1:]}}}"
 
 
 def _kind(kind: Any) -> str:
@@ -217,7 +217,7 @@ def _kind(kind: Any) -> str:
 
 def _status(status: Any, longest: int | None = None) -> str:
     if status is None:
-        return ',"status":null'
+        return ""
     code, description = status.status_code, status.description
     if code is StatusCode.UNSET and description is None:
         return ""

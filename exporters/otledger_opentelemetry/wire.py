@@ -96,22 +96,24 @@ def _is_request(data: bytes, start: int, end: int) -> bool:
 
 
 def kind_of(data: bytes, frame: Frame) -> str | None:
-    """Give the signal of a message: `traces`, `logs` or `metrics`; None where it holds nothing, or nothing of these.
+    """Give the signal of a message: `traces`, `logs` or `metrics`; None where that cannot be told.
 
-    The three differ only in what stands in their third level.
+    The three differ only in what stands in their third level. Where nothing does it is any of them.
     """
     seen: set[tuple[int, int]] = set()
     sizes = set()
+    empty = True
     try:
         for item in _items(data, frame):
+            empty = False
             for field in _fields(data, item.start, item.end):
                 seen.add((field.number, field.wire))
                 if field.number == 1 and field.wire == _LENGTH:
                     sizes.add(field.end - field.start)
     except ValueError:
         pass
-    if not seen:
-        return None
+    if empty or not seen:
+        return "traces" if empty else None
     fitting = [kind for kind, known in _KNOWN.items() if known.issuperset(seen)]
     if "traces" in fitting and "metrics" in fitting:
         # Without any time: a span begins with its trace's id, a metric with its name.
