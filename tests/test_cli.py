@@ -20,6 +20,7 @@ import typer
 import otledger
 from otledger import Draft
 from otledger.cli import app
+from otledger.cli.app import load_plugins
 from otledger.cli.output import safe, safe_json
 from tests.checker import check
 
@@ -103,6 +104,9 @@ def one_line(done: Result) -> str:
 # What is there
 
 
+load_plugins([])
+
+
 def commands() -> Iterator[tuple[str, Any]]:
     group: Any = typer.main.get_command(app)
     for name, found in group.commands.items():
@@ -143,7 +147,9 @@ def test_the_help_lists_the_commands_in_their_order(cli: Run) -> None:
     assert done.returncode == 0
     assert done.stdout == cli("--help").stdout
     listed = re.findall(r"^  ([a-z]+) ", done.stdout.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["demo", "log", "show", "tail", "verify", "machines", "doctor", "import", "export"]
+    assert listed == [
+        *("demo", "log", "show", "tail", "verify", "machines", "doctor", "replay", "receive", "import", "export")
+    ]
 
 
 def test_version(cli: Run) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,32 +14,80 @@ from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordEx
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
 
-from otledger.cli.app import NO_MATCH, OK, REFUSED, Failed
+from otledger.cli.app import CORRUPT, NO_MATCH, OK, Failed
 from otledger.cli.intake import send_warnings_to_stderr
 from otledger.cli.output import Progress, counted, note, out, out_json
+from otledger.errors import FormatError
 from otledger.filter import Filter
 from otledger.reader import Reader
 
 from . import replaying
 from .selecting import Selection
 
+STDOUT = "-"
+SHOWN = 20
+"""So many of the records that could not be read are named."""
+
 _OTLP = {
     "http": "opentelemetry.exporter.otlp.proto.http",
     "grpc": "opentelemetry.exporter.otlp.proto.grpc",
 }
+_PROTOCOLS = {"http": "http", "http/protobuf": "http", "grpc": "grpc"}
+_CREDENTIALS = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_"
 
 
-class _Nowhere(SpanExporter, LogRecordExporter):
-    """Takes everything and keeps nothing, for `--dry-run`."""
+class _NoSpans(SpanExporter):
+    """Takes spans and keeps none, for `--dry-run`."""
 
-    def export(self, items: Any) -> Any:
-        return SpanExportResult.SUCCESS if isinstance(items[0], ReadableSpan) else LogRecordExportResult.SUCCESS
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+
+class _NoLogs(LogRecordExporter):
+    """Takes log records and keeps none, for `--dry-run`."""
+
+    def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
+        return LogRecordExportResult.SUCCESS
 
     def shutdown(self) -> None:
         return
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
+
+
+class _Partial:
+    """What endpoints refused of requests that they took otherwise: the SDK's exporters do not look."""
+
+    def __init__(self) -> None:
+        self.spans = 0
+        self.logs = 0
+
+    def session(self) -> Any:
+        """Give a session for the exporters over HTTP whose answers are looked at; None: they have one of their own."""
+        if any(name.startswith(_CREDENTIALS) and name.endswith("CREDENTIAL_PROVIDER") for name in os.environ):
+            return None
+        session = _imported("requests").Session()
+        session.hooks["response"].append(self._look)
+        return session
+
+    def _look(self, response: Any, *_: object, **__: object) -> None:
+        if response.status_code != 200 or not response.content:
+            return
+        logs = response.request.url.endswith("/v1/logs")
+        try:
+            said = _answer(response, logs=logs).partial_success
+        except Exception:
+            # Nonsense from a backend that says that it took everything.
+            return
+        refused = said.rejected_log_records if logs else said.rejected_spans
+        if logs:
+            self.logs += refused
+        else:
+            self.spans += refused
+        if refused:
+            what = counted(refused, "log record") if logs else counted(refused, "span")
+            note(f"the endpoint refused {what}: {said.error_message or 'it does not say why'}")
 
 
 class Replaying:
@@ -48,35 +98,46 @@ class Replaying:
         self._selection = Selection(filter, **selected)
         self._spans: SpanExporter | None = None
         self._logs: LogRecordExporter | None = None
+        self._partial = _Partial()
         self._dry = False
+        self._one_by_one = False
 
-    def choose(self, to: str, logs_to: str | None, *, endpoint: str | None, protocol: str, dry_run: bool) -> None:
-        """Make the exporters. Raises `Failed` where a package is missing or a choice is unknown."""
+    def choose(
+        self, to: str, logs_to: str | None, *, endpoint: str | None, protocol: str | None, dry_run: bool, json: bool
+    ) -> None:
+        """Make the exporters. Raises `Failed` where a package is missing or a choice makes no sense."""
         self._dry = dry_run
-        if dry_run:
-            self._spans = self._logs = _Nowhere()
+        _check_choice(to, logs_to, endpoint, json=json and not dry_run)
+        if to == "otlp":
+            chosen = _protocol(protocol)
+            if not dry_run:
+                self._spans, self._logs = self._otlp(endpoint, chosen)
         elif to == "console":
             self._spans, self._logs = ConsoleSpanExporter(), ConsoleLogRecordExporter()
-        elif to == "otlp":
-            self._spans, self._logs = _otlp(endpoint, protocol)
+            # What it wrote of a batch before it met what it cannot write would be written again.
+            self._one_by_one = True
         else:
-            files = _imported("otledger_opentelemetry.files")
-            self._spans = files.JsonSpanExporter(None if to == "-" else Path(to))
-        if logs_to is not None and not dry_run:
-            self._logs = _imported("otledger_opentelemetry.files").JsonLogExporter(Path(logs_to))
+            self._spans = _file_exporter("JsonSpanExporter", to)
+        if logs_to is not None:
+            self._logs = _file_exporter("JsonLogExporter", logs_to)
+        if dry_run:
+            takes_logs = self._logs is not None or to == "otlp"
+            self._spans, self._logs = _NoSpans(), _NoLogs() if takes_logs else None
 
     def run(
         self, machines: Sequence[str] | None, *, speed: float | None, cursor: Path | None, batch: int, json: bool
     ) -> int:
         """Replay, and say what was done. Gives the exit code."""
         send_warnings_to_stderr()
-        report = replaying.ReplayReport()
+        # What its exporters say is part of our own lines.
+        sdk = logging.getLogger("opentelemetry")
+        sdk.addHandler(logging.NullHandler())
+        sdk.propagate = False
+        failed: replaying.ReplayFailed | None = None
         with Progress("replay") as draw:
-            total = _size(self._reader, machines)
+            total = _size(self._reader, machines) if draw is not None else 0
 
             def progress(so_far: replaying.ReplayReport, read: int) -> None:
-                nonlocal report
-                report = so_far
                 if draw is not None:
                     draw(read, total)
 
@@ -87,60 +148,144 @@ class Replaying:
                     logs=self._logs,
                     selection=self._selection,
                     machines=machines,
-                    cursor=None if self._dry else cursor,
-                    batch=batch,
+                    cursor=cursor,
+                    move_cursor=not self._dry,
+                    batch=1 if self._one_by_one else batch,
                     speed=speed,
                     on_progress=progress,
                 )
             except replaying.ReplayFailed as error:
-                note(str(error))
-                self._say(report, json)
-                return NO_MATCH
+                failed, report = error, error.report
             finally:
                 replaying.close(self._spans, self._logs)
-        self._say(report, json)
-        return NO_MATCH if report.refused or report.skipped else OK
+        return self._say(report, failed, json=json)
 
-    def _say(self, report: replaying.ReplayReport, json: bool) -> None:
-        for problem in self._selection.skipped[:20]:
-            note(str(problem))
+    def _say(self, report: replaying.ReplayReport, failed: replaying.ReplayFailed | None, *, json: bool) -> int:
+        report.spans -= self._partial.spans
+        report.logs -= self._partial.logs
+        report.refused += self._partial.spans + self._partial.logs
+        self._say_skipped()
+        why = None
+        if failed is not None:
+            why = self._explain(failed)
+            note(why)
         if json:
-            out_json({**dataclasses.asdict(report), "dry_run": self._dry})
-            return
+            problems = [str(problem) for problem in self._selection.skipped]
+            out_json({**dataclasses.asdict(report), "dry_run": self._dry, "failed": why, "problems": problems})
+        elif failed is None or report.spans or report.logs:
+            note(self._summary(report))
+        if failed is not None:
+            return NO_MATCH
+        return CORRUPT if report.skipped else NO_MATCH if report.refused else OK
+
+    def _explain(self, failed: replaying.ReplayFailed) -> str:
+        endpoint = getattr(self._logs if failed.logs else self._spans, "_endpoint", None)
+        text = f"{endpoint}: {failed}" if isinstance(endpoint, str) else str(failed)
+        if not failed.logs:
+            return text
+        return f"{text}, or leave logs out by --no-logs, or put them elsewhere by --logs-to FILE"
+
+    def _summary(self, report: replaying.ReplayReport) -> str:
         verb = "would be sent" if self._dry else "sent"
         text = f"{counted(report.spans, 'span')} and {counted(report.logs, 'log record')} {verb}"
         left = [f"{report.refused:,} refused"] * bool(report.refused)
         left += [f"{report.skipped:,} that could not be read"] * bool(report.skipped)
-        note(", ".join([f"{text} in {report.seconds:.1f} s", *left]))
+        return ", ".join([f"{text} in {report.seconds:.1f} s", *left])
 
-    def chrome(self, destination: Path, machines: Sequence[str] | None) -> int:
+    def _say_skipped(self) -> None:
+        problems = self._selection.skipped
+        for problem in problems[:SHOWN]:
+            note(str(problem))
+        if len(problems) > SHOWN:
+            note(f"and {len(problems) - SHOWN:,} more; see: otledger verify")
+
+    def chrome(self, destination: str, machines: Sequence[str] | None, *, json: bool) -> int:
         """Write Chrome's trace format. Gives the exit code."""
+        to_stdout = destination == STDOUT
+        if to_stdout and json:
+            raise Failed("--json and - both write to stdout; give a file for the trace")
         files = _imported("otledger_opentelemetry.files")
         self._selection.logs = False
-        spans = (item.signal for item in self._selection.items(self._reader, machines))
-        count = files.write_chrome_trace(destination, spans)
-        out(f"{destination}: {counted(count, 'span')}; open it in https://ui.perfetto.dev or chrome://tracing")
-        for problem in self._selection.skipped[:20]:
-            note(str(problem))
-        return REFUSED if self._selection.skipped else OK
-
-
-def _otlp(endpoint: str | None, protocol: str) -> tuple[SpanExporter, LogRecordExporter]:
-    package = _OTLP.get(protocol)
-    if package is None:
-        raise Failed(f"--protocol {protocol!r} is unknown; there are: {', '.join(_OTLP)}")
-    traces = _imported(f"{package}.trace_exporter", f"opentelemetry-exporter-otlp-proto-{protocol}")
-    logs = _imported(f"{package}._log_exporter", f"opentelemetry-exporter-otlp-proto-{protocol}")
-    if endpoint is None:
-        return traces.OTLPSpanExporter(), logs.OTLPLogExporter()
-    if protocol == "grpc":
-        insecure = not endpoint.startswith("https://")
-        return (
-            traces.OTLPSpanExporter(endpoint=endpoint, insecure=insecure),
-            logs.OTLPLogExporter(endpoint=endpoint, insecure=insecure),
+        # Found before the file is made: a ledger that is not there must leave none.
+        self._reader.machines()
+        items = self._selection.items(self._reader, machines)
+        count = files.write_chrome_trace(
+            None if to_stdout else Path(destination), (item.signal for item in items), self._skip
         )
-    base = endpoint.rstrip("/").removesuffix("/v1/traces").removesuffix("/v1/logs")
-    return traces.OTLPSpanExporter(endpoint=f"{base}/v1/traces"), logs.OTLPLogExporter(endpoint=f"{base}/v1/logs")
+        self._say_skipped()
+        if json:
+            problems = [str(problem) for problem in self._selection.skipped]
+            out_json({"file": destination, "spans": count, "problems": problems})
+        else:
+            line = f"{counted(count, 'span')}; open it in https://ui.perfetto.dev or chrome://tracing"
+            note(line) if to_stdout else out(f"{destination}: {line}")
+        return CORRUPT if self._selection.skipped else OK
+
+    def _skip(self, span: ReadableSpan, error: Exception) -> None:
+        context = span.get_span_context()
+        where = f"span {context.span_id:016x} of trace {context.trace_id:032x}" if context is not None else "a span"
+        self._selection.skipped.append(FormatError(f"{where} cannot be shown, and is left out: {error}"))
+
+    def _otlp(self, endpoint: str | None, protocol: str) -> tuple[SpanExporter, LogRecordExporter]:
+        package = f"opentelemetry-exporter-otlp-proto-{protocol}"
+        traces = _imported(f"{_OTLP[protocol]}.trace_exporter", package)
+        logs = _imported(f"{_OTLP[protocol]}._log_exporter", package)
+        if protocol == "grpc":
+            given: dict[str, Any] = {}
+            if endpoint is not None:
+                given = {"endpoint": endpoint, "insecure": not endpoint.startswith("https://")}
+            return traces.OTLPSpanExporter(**given), logs.OTLPLogExporter(**given)
+        session = self._partial.session()
+        if endpoint is None:
+            return traces.OTLPSpanExporter(session=session), logs.OTLPLogExporter(session=session)
+        if not endpoint.startswith(("http://", "https://")):
+            raise Failed(f"--endpoint {endpoint!r} is no URL; give one such as http://127.0.0.1:4318")
+        base = endpoint.rstrip("/").removesuffix("/v1/traces").removesuffix("/v1/logs")
+        return (
+            traces.OTLPSpanExporter(endpoint=f"{base}/v1/traces", session=session),
+            logs.OTLPLogExporter(endpoint=f"{base}/v1/logs", session=session),
+        )
+
+
+def _check_choice(to: str, logs_to: str | None, endpoint: str | None, *, json: bool) -> None:
+    """Raise `Failed` where options contradict each other."""
+    if to == "":
+        raise Failed("--to is empty; give otlp, console, a file, or - for stdout")
+    if to == logs_to:
+        raise Failed(f"--to and --logs-to are both {to}; OTLP/JSON has one signal a file: give another for the logs")
+    if endpoint is not None and to != "otlp":
+        raise Failed("--endpoint is for --to otlp; give one of them")
+    if json and STDOUT in (to, logs_to):
+        raise Failed("--json and - both write to stdout; give a file for the data")
+    if json and to == "console":
+        raise Failed("--json and --to console both write to stdout; give one of them")
+
+
+def _protocol(given: str | None) -> str:
+    """Give `http` or `grpc`. Raises `Failed`."""
+    variable = "OTEL_EXPORTER_OTLP_PROTOCOL"
+    name, value = ("--protocol", given) if given is not None else (variable, os.environ.get(variable) or "http")
+    if value not in _PROTOCOLS:
+        raise Failed(f"{name} {value!r} is unknown; there are: {', '.join(_PROTOCOLS)}")
+    return _PROTOCOLS[value]
+
+
+def _answer(response: Any, *, logs: bool) -> Any:
+    if logs:
+        from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse as Answer
+    else:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (  # type: ignore[assignment]
+            ExportTraceServiceResponse as Answer,
+        )
+    if "json" in response.headers.get("content-type", ""):
+        from google.protobuf.json_format import Parse
+
+        return Parse(response.content, Answer(), ignore_unknown_fields=True)
+    return Answer.FromString(response.content)
+
+
+def _file_exporter(name: str, path: str) -> Any:
+    return getattr(_imported("otledger_opentelemetry.files"), name)(None if path == STDOUT else Path(path))
 
 
 def _imported(module: str, package: str = "otledger[otlp]") -> Any:

@@ -12,10 +12,11 @@ from otledger.cli import options as opt
 from otledger.cli.app import RootOption, root_of
 
 REPLAY_EXAMPLES = (
-    "otledger replay --endpoint http://127.0.0.1:4318          all spans and logs, to a collector, Jaeger or Tempo",
+    "otledger replay --endpoint http://127.0.0.1:4318          all spans and logs, to a collector",
     "otledger replay --since 2h --errors --unfinished          what went wrong, and what never ended",
     "otledger replay --trace 4bf92f3577b34da6a3ce929d0e0e4736 --to console",
     "otledger replay --to spans.jsonl --logs-to logs.jsonl     OTLP/JSON, for a collector's otlpjsonfile receiver",
+    "otledger replay --no-logs --endpoint http://jaeger:4318   Jaeger and Tempo take no logs",
     "otledger replay --cursor /var/tmp/replay.cursor           what is new since the last time",
 )
 CHROME_EXAMPLES = ("otledger export chrome-trace trace.json --since 10m      open it in https://ui.perfetto.dev",)
@@ -39,7 +40,11 @@ def replay(
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="The collector. [default: $OTEL_EXPORTER_OTLP_ENDPOINT]")
     ] = None,
-    protocol: Annotated[str, typer.Option(metavar="NAME", help="http or grpc.")] = "http",
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="http or grpc. [default: $OTEL_EXPORTER_OTLP_PROTOCOL, or http]"),
+    ] = None,
+    no_logs: Annotated[bool, typer.Option("--no-logs", help="Only spans: Jaeger and Tempo take no logs.")] = False,
     trace: opt.Trace = None,
     turn: Annotated[str | None, typer.Option("--turn", metavar="HASH", help="Only this turn (ipc_hash).")] = None,
     since: opt.Since = None,
@@ -61,7 +66,8 @@ def replay(
     root: RootOption = None,
 ) -> None:
     """Send spans and logs to an OpenTelemetry backend, as the program would have sent them. Each span is sent once;
-    what the backend refuses is tried again, then reported; then the exit code is 1."""
+    what the backend refuses is tried again, then reported; then the exit code is 1, and 3 where the ledger is
+    damaged. One cursor is for one choice of records."""
     from otledger_opentelemetry.commands import Replaying
 
     filter = opt.make_filter(
@@ -69,15 +75,21 @@ def replay(
         control=True,
     )  # fmt: skip
     run = Replaying(
-        root_of(ctx, root), filter, service=service, errors=errors, unfinished=unfinished, unsampled=unsampled
+        root_of(ctx, root),
+        filter,
+        service=service,
+        errors=errors,
+        unfinished=unfinished,
+        unsampled=unsampled,
+        logs=not no_logs,
     )
-    run.choose(to, logs_to, endpoint=endpoint, protocol=protocol, dry_run=dry_run)
+    run.choose(to, logs_to, endpoint=endpoint, protocol=protocol, dry_run=dry_run, json=json)
     raise typer.Exit(run.run(opt.once(machine), speed=speed, cursor=cursor, batch=batch, json=json))
 
 
 def chrome_trace(
     ctx: typer.Context,
-    destination: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    destination: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; - is stdout.")],
     trace: opt.Trace = None,
     turn: Annotated[str | None, typer.Option("--turn", metavar="HASH", help="Only this turn (ipc_hash).")] = None,
     since: opt.Since = None,
@@ -86,10 +98,11 @@ def chrome_trace(
     machine: opt.Machines = None,
     errors: Errors = False,
     unfinished: Unfinished = False,
+    json: opt.Json = False,
     root: RootOption = None,
 ) -> None:
     """Write spans as a file that Perfetto and chrome://tracing open: a process for each service, a thread for each
-    trace."""
+    trace, more where its spans overlap. Where the ledger is damaged the exit code is 3."""
     from otledger_opentelemetry.commands import Replaying
 
     filter = opt.make_filter(
@@ -97,4 +110,4 @@ def chrome_trace(
         control=True,
     )  # fmt: skip
     run = Replaying(root_of(ctx, root), filter, service=service, errors=errors, unfinished=unfinished, unsampled=True)
-    raise typer.Exit(run.chrome(destination, opt.once(machine)))
+    raise typer.Exit(run.chrome(destination, opt.once(machine), json=json))

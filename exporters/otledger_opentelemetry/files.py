@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -14,10 +18,16 @@ from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportRes
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from otledger.errors import LedgerError
+
 from . import otlp_json
 
 MAX_LINE = 1 << 20
 """The receiver's limit for a line, in bytes; a batch beyond it is halved."""
+
+
+class FileFailed(LedgerError):
+    """A file cannot be written."""
 
 
 class _Lines:
@@ -25,24 +35,76 @@ class _Lines:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
+        self._fd: int | None = None
 
     def write(self, encode: Any, items: Sequence[Any]) -> None:
+        """Write the items as a line, or as several where one would be too long. Raises `FileFailed`."""
         line = otlp_json.dumps(encode(items)) + b"\n"
         if len(line) > MAX_LINE and len(items) > 1:
             middle = len(items) // 2
             self.write(encode, items[:middle])
             self.write(encode, items[middle:])
+        elif self._path is None:
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+        else:
+            try:
+                self._append(self._path, line)
+            except OSError as error:
+                raise self._failed(error) from None
+
+    def sync(self) -> None:
+        """Have what was written on the disk. Raises `FileFailed`."""
+        if self._fd is None:
             return
-        if self._file is None:
-            self._file = sys.stdout.buffer if self._path is None else open(self._path, "ab")  # noqa: SIM115
-        self._file.write(line)
-        self._file.flush()
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            # A pipe or a device has nothing to sync.
+            if error.errno not in (errno.EINVAL, errno.EROFS, errno.ENOTSUP):
+                raise self._failed(error) from None
 
     def close(self) -> None:
-        if self._file is not None and self._path is not None:
-            self._file.close()
-            self._file = None
+        """Close the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _append(self, path: Path, line: bytes) -> None:
+        if self._fd is None:
+            self._fd = _open_after_last_line(path)
+        size = os.fstat(self._fd).st_size
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except OSError:
+            if written and _is_regular(self._fd):
+                # No half a line: it would spoil the next one.
+                os.ftruncate(self._fd, size)
+            raise
+
+    def _failed(self, error: OSError) -> FileFailed:
+        return FileFailed(
+            f"{self._path} cannot be written: {error.strerror or error}; see the folder, its permissions (ls -ld)"
+            " and its space (df -h), or give another file"
+        )
+
+
+def _open_after_last_line(path: Path) -> int:
+    """Open a file for appending; what a killed process left of a line is ended."""
+    flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    # Read as well where that may be: a pipe that is open for reading too has no end.
+    readable = path.is_file() or not path.exists()
+    fd = os.open(path, flags | (os.O_RDWR if readable else os.O_WRONLY), 0o666)
+    size = os.fstat(fd).st_size
+    if readable and size and os.pread(fd, 1, size - 1) != b"\n":
+        os.write(fd, b"\n")
+    return fd
+
+
+def _is_regular(fd: int) -> bool:
+    return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
 class JsonSpanExporter(SpanExporter):
@@ -52,13 +114,18 @@ class JsonSpanExporter(SpanExporter):
         self._lines = _Lines(path)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Write the spans. Raises what the SDK's encoder raises."""
+        """Write the spans. Raises `FileFailed`, and what the SDK's encoder raises."""
         self._lines.write(encode_spans, spans)
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         """Close the file."""
         self._lines.close()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Have what was written on the disk. Raises `FileFailed`."""
+        self._lines.sync()
+        return True
 
 
 class JsonLogExporter(LogRecordExporter):
@@ -68,7 +135,7 @@ class JsonLogExporter(LogRecordExporter):
         self._lines = _Lines(path)
 
     def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
-        """Write the log records. Raises what the SDK's encoder raises."""
+        """Write the log records. Raises `FileFailed`, and what the SDK's encoder raises."""
         self._lines.write(encode_logs, batch)
         return LogRecordExportResult.SUCCESS
 
@@ -77,24 +144,35 @@ class JsonLogExporter(LogRecordExporter):
         self._lines.close()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Do nothing: `export` leaves nothing behind."""
+        """Have what was written on the disk. Raises `FileFailed`."""
+        self._lines.sync()
         return True
 
 
-def write_chrome_trace(path: Path, spans: Iterable[ReadableSpan]) -> int:
-    """Write spans as a file that Perfetto and chrome://tracing open. Gives how many.
+def write_chrome_trace(
+    path: Path | None, spans: Iterable[ReadableSpan], on_skip: Callable[[ReadableSpan, Exception], None] | None = None
+) -> int:
+    """Write spans as a file that Perfetto and chrome://tracing open; None: to stdout. Gives how many.
 
-    A service is a process there, a trace a thread, both named; a span's events are instants.
-    Source: the Trace Event Format, JSON array form with "X", "i" and "M" events; times in microseconds.
+    A service is a process there, a trace a thread, both named; spans of a trace that overlap without one being inside
+    the other get further threads. A span's events are instants. A span that cannot be shown, because it has no times,
+    is handed to `on_skip` and left out.
+    Source: the Trace Event Format, JSON object form with "X", "i" and "M" events; times in microseconds.
     """
     count, names = 0, _Names()
-    with open(path, "w", encoding="utf-8") as file:
+    with contextlib.nullcontext(sys.stdout) if path is None else open(path, "w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit":"ms","traceEvents":[\n')
         separator = ""
         for span in spans:
+            try:
+                events = names.events(span)
+            except (TypeError, ValueError, AttributeError, OverflowError) as error:
+                if on_skip is not None:
+                    on_skip(span, error)
+                continue
             count += 1
-            for event in names.events(span):
-                file.write(separator + json.dumps(event))
+            for event in events:
+                file.write(separator + json.dumps(event, allow_nan=False))
                 separator = ",\n"
         file.write("\n]}\n")
     return count
@@ -105,39 +183,95 @@ class _Names:
 
     def __init__(self) -> None:
         self._processes: dict[str, int] = {}
-        self._threads: dict[tuple[int, int], int] = {}
+        self._threads: dict[tuple[int, int, int], int] = {}
+        self._lanes: dict[tuple[int, int], list[_Lane]] = {}
 
-    def events(self, span: ReadableSpan) -> Iterator[dict[str, Any]]:
+    def events(self, span: ReadableSpan) -> list[dict[str, Any]]:
+        """Give what stands for a span. Raises TypeError, ValueError, AttributeError, OverflowError."""
         context = span.get_span_context()
         assert context is not None
-        service = str(span.resource.attributes.get("service.name", "unknown"))
-        instance = span.resource.attributes.get("process.pid")
-        process_name = service if instance is None else f"{service} ({instance})"
-        new = process_name not in self._processes
-        pid = self._processes.setdefault(process_name, len(self._processes) + 1)
-        if new:
-            yield {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": process_name}}
-        thread = pid, context.trace_id
-        new = thread not in self._threads
+        start = _instant(span.start_time)
+        end = max(start, _instant(span.end_time))
+        shown = [
+            {"ph": "X", "name": str(span.name), "cat": _name_of(span.kind).lower(), "ts": start / 1000}
+            | {"dur": (end - start) / 1000, "args": _arguments(span.attributes) | _identity(span)}
+        ]
+        shown += [
+            {"ph": "i", "s": "t", "name": str(event.name), "ts": _instant(event.timestamp) / 1000}
+            | {"args": _arguments(event.attributes)}
+            for event in span.events
+        ]
+        found = self._process(span.resource.attributes)
+        pid = found[-1]["pid"] if found else self._processes[_process_name(span.resource.attributes)]
+        named, tid = self._thread(pid, context.trace_id, start, end)
+        return [*found, *named, *({**event, "pid": pid, "tid": tid} for event in shown)]
+
+    def _process(self, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+        name = _process_name(attributes)
+        if name in self._processes:
+            return []
+        pid = self._processes[name] = len(self._processes) + 1
+        return [{"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}]
+
+    def _thread(self, pid: int, trace_id: int, start: int, end: int) -> tuple[list[dict[str, Any]], int]:
+        lanes = self._lanes.setdefault((pid, trace_id), [])
+        at = next((at for at, lane in enumerate(lanes) if lane.takes(start, end)), len(lanes))
+        if at == len(lanes):
+            lanes.append(_Lane())
+            lanes[at].takes(start, end)
+        thread = pid, trace_id, at
+        known = thread in self._threads
         tid = self._threads.setdefault(thread, len(self._threads) + 1)
-        if new:
-            name = f"trace {context.trace_id:032x}"
-            yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": name}}
-        start, end = span.start_time or 0, span.end_time or span.start_time or 0
-        where = {"pid": pid, "tid": tid}
-        args = {key: _shown(value) for key, value in (span.attributes or {}).items()}
-        args |= {
-            "span_id": f"{context.span_id:016x}",
-            "status": span.status.status_code.name if span.status else "UNSET",
-        }
-        yield {"ph": "X", "name": str(span.name), "cat": span.kind.name.lower(), "ts": start / 1000} | {
-            "dur": max(0, end - start) / 1000,
-            **where,
-            "args": args,
-        }
-        for event in span.events:
-            shown = {key: _shown(value) for key, value in (event.attributes or {}).items()}
-            yield {"ph": "i", "s": "t", "name": str(event.name), "ts": event.timestamp / 1000, **where, "args": shown}
+        name = f"trace {trace_id:032x}" + (f" ({at + 1})" if at else "")
+        named = [] if known else [{"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": name}}]
+        return named, tid
+
+
+class _Lane:
+    """A thread of the viewer: its spans are one inside the other, or apart. They come as they end, about."""
+
+    def __init__(self) -> None:
+        self._outermost: list[tuple[int, int]] = []
+
+    def takes(self, start: int, end: int) -> bool:
+        """Put a span here if it fits."""
+        outermost = self._outermost
+        inside = len(outermost)
+        while inside and outermost[inside - 1][0] >= start and outermost[inside - 1][1] <= end:
+            inside -= 1
+        if inside and outermost[inside - 1][1] > start:
+            # Before the end of one that is not inside of it: right only inside of that one.
+            return inside == len(outermost) and outermost[-1][0] <= start and end <= outermost[-1][1]
+        del outermost[inside:]
+        outermost.append((start, end))
+        return True
+
+
+def _instant(ns: Any) -> int:
+    if not isinstance(ns, int) or not 0 <= ns < 1 << 64:
+        raise ValueError(f"a time of it is {ns!r}")
+    return ns
+
+
+def _name_of(kind: Any) -> str:
+    return str(getattr(kind, "name", kind))
+
+
+def _process_name(attributes: Mapping[str, Any]) -> str:
+    service, pid = str(attributes.get("service.name", "unknown")), attributes.get("process.pid")
+    return service if pid is None else f"{service} ({pid})"
+
+
+def _arguments(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {str(key): _shown(value) for key, value in (attributes or {}).items()}
+
+
+def _identity(span: ReadableSpan) -> dict[str, Any]:
+    context, parent = span.get_span_context(), span.parent
+    found = {"span_id": f"{context.span_id:016x}"} if context is not None else {}
+    if parent is not None:
+        found["parent_span_id"] = f"{parent.span_id:016x}"
+    return {**found, "status": _name_of(span.status.status_code) if span.status else "UNSET"}
 
 
 def _shown(value: Any) -> Any:

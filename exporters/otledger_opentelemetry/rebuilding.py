@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.attributes import BoundedAttributes
@@ -22,6 +23,11 @@ from otledger.errors import FormatError
 from otledger.filter import Filter
 from otledger.reader import Reader
 from otledger.record import Record
+
+if TYPE_CHECKING:
+    from .selecting import Selection
+
+log = logging.getLogger("otledger")
 
 UNFINISHED = "otledger.unfinished"
 """The attribute of a span that had not ended, and was ended where it was last seen."""
@@ -96,22 +102,30 @@ class Rebuilder:
             log.trace_id, log.span_id, log.trace_flags = context.trace_id, context.span_id, context.trace_flags
         else:
             log.trace_id, log.span_id, log.trace_flags = 0, 0, TraceFlags(0)
-        return ReadableLogRecord(log, self._resource(data) or Resource({}), self._scope(data))
+        return ReadableLogRecord(log, self._resource(data), self._scope(data))
 
-    def _resource(self, data: Mapping[str, Any]) -> Resource | None:
+    def _resource(self, data: Mapping[str, Any]) -> Resource:
         digest = data.get("resource")
         if digest is None:
             return Resource({})
-        return self._defined(digest).resource
+        resource = self._defined(digest).resource
+        if resource is None:
+            raise FormatError(f"it names {digest} as its resource, and that is a scope")
+        return resource
 
     def _scope(self, data: Mapping[str, Any]) -> InstrumentationScope | None:
         digest = data.get("scope")
-        return None if digest is None else self._defined(digest).scope
+        if digest is None:
+            return None
+        scope = self._defined(digest).scope
+        if scope is None:
+            raise FormatError(f"it names {digest} as its scope, and that is a resource")
+        return scope
 
     def _defined(self, digest: str) -> Definition:
         found = self._definitions.get(digest)
         if found is None:
-            raise FormatError(f"names the resource or scope {digest}, and no record before it defines that")
+            raise FormatError(f"it names the resource or scope {digest}, and no record before it defines that")
         return found
 
 
@@ -122,22 +136,32 @@ def read_spans(
 
     With `unfinished` also over those that did not end, last: they end where their trace was last seen, and have
     the attribute `otledger.unfinished`. With `unsampled` also over those whose sampled flag is not set.
+    What cannot be read is passed over, with a warning. Raises `RootError`.
     """
     from .selecting import Selection
 
-    selection = Selection(filter, unfinished=unfinished, unsampled=unsampled, logs=False)
-    for item in selection.items(Reader(root)):
-        if isinstance(item.signal, ReadableSpan):
-            yield item.signal
+    for signal in _signals(root, Selection(filter, unfinished=unfinished, unsampled=unsampled, logs=False)):
+        if isinstance(signal, ReadableSpan):
+            yield signal
 
 
 def read_logs(root: str | Path, filter: Filter | None = None) -> Iterator[ReadableLogRecord]:
-    """Iterate over the log records of a ledger."""
+    """Iterate over the log records of a ledger.
+
+    What cannot be read is passed over, with a warning. Raises `RootError`.
+    """
     from .selecting import Selection
 
-    for item in Selection(filter, spans=False).items(Reader(root)):
-        if isinstance(item.signal, ReadableLogRecord):
-            yield item.signal
+    for signal in _signals(root, Selection(filter, spans=False)):
+        if isinstance(signal, ReadableLogRecord):
+            yield signal
+
+
+def _signals(root: str | Path, selection: Selection) -> Iterator[ReadableSpan | ReadableLogRecord]:
+    for item in selection.items(Reader(root)):
+        yield item.signal
+    for problem in selection.skipped:
+        log.warning("%s", problem)
 
 
 def ended(span: ReadableSpan, at: int) -> ReadableSpan:
@@ -151,7 +175,7 @@ def ended(span: ReadableSpan, at: int) -> ReadableSpan:
 def _data(record: Record) -> dict[str, Any]:
     data = record.data
     if not isinstance(data, dict):
-        raise FormatError(f"seq {record.seq}: its data is no object")
+        raise FormatError("its data is no object")
     return data
 
 
@@ -187,8 +211,8 @@ def _event(event: Mapping[str, Any]) -> Event:
 
 def _link(link: Mapping[str, Any]) -> Link:
     context = SpanContext(
-        int(link["trace_id"], 16),
-        int(link["span_id"], 16),
+        int(link.get("trace_id") or "0", 16),
+        int(link.get("span_id") or "0", 16),
         link.get("is_remote", False),
         TraceFlags(link.get("trace_flags", 0)),
         trace_state(link.get("trace_state")),
@@ -206,7 +230,7 @@ def _context(record: Record, data: Mapping[str, Any]) -> SpanContext:
     try:
         return SpanContext(int(trace_id, 16), int(span_id, 16), False, TraceFlags(flags), trace_state(state))
     except (TypeError, ValueError) as error:
-        raise FormatError(f"seq {record.seq}: {error}") from None
+        raise FormatError(f"its ids or flags are none: {error}") from None
 
 
 def trace_state(header: str | None) -> TraceState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otledger.errors import ConfigurationError, LedgerError
 from otledger.reader import Reader
-from otledger.record import now_ns
 
 from .selecting import Item, Selection
 
@@ -27,12 +27,35 @@ log = logging.getLogger("otledger")
 
 BATCH = 512
 """Spans or logs in an export, as the SDK's batch processors have it."""
+BATCH_BYTES = 2 << 20
+"""Bytes of lines in an export: half of what a gRPC server takes by default."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between two tries of an export that failed."""
+PATIENCE = 20.0
+"""Seconds after which no further try is begun. The SDK's OTLP exporters try for up to ten seconds at each."""
+RHYTHM = 0.05
+"""Seconds by which something may be sent early, so that what is close together goes together."""
+HOPELESS = 32
+"""After so many refusals by an endpoint that took nothing yet the fault is not with the records."""
+
+_CODE = re.compile(r"\bcode: (?:StatusCode\.)?([A-Z_]+|\d{3})\b")
+_TRANSIENT = re.compile(r"Transient error (.*) encountered while")
+# What an endpoint answers that cannot take these records, and would not take them later.
+_UNFIT = frozenset(("400", "413", "422", "INVALID_ARGUMENT"))
+# What it answers whatever is sent.
+_CLOSED = frozenset(
+    ("401", "403", "404", "405", "406", "415", "501", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")
+)
 
 
 class ReplayFailed(LedgerError):
-    """The exporter refused a batch at every try. The cursor names what was sent before."""
+    """The exporter refused a batch at every try. The cursor names what was sent before; `report` counts it."""
+
+    def __init__(self, message: str, *, logs: bool = False) -> None:
+        super().__init__(message)
+        self.logs = logs
+        """Whether it was a batch of log records."""
+        self.report = ReplayReport()
 
 
 @dataclass(slots=True)
@@ -44,14 +67,19 @@ class ReplayReport:
     refused: int = 0
     """Records that the exporter could not encode, or refused each on its own."""
     skipped: int = 0
-    """Records that tell of no span or log."""
+    """Records that could not be read, or tell of no span or log."""
     seconds: float = 0.0
 
 
 class ReplayCursor(msgspec.Struct):
-    """How far a replay got: for each machine the `seq` up to which all is sent."""
+    """How far a replay got."""
 
     sent: dict[str, int] = {}
+    """For each machine the `seq` up to which all is sent, unfinished spans apart."""
+    unfinished: dict[str, list[int]] = {}
+    """For each machine the `seq` of the start records of spans that were sent as unfinished."""
+    chains: dict[str, str] = {}
+    """For each machine which chain of records that was: a `seq` means nothing in another."""
 
     @classmethod
     def load(cls, path: Path) -> ReplayCursor:
@@ -60,7 +88,7 @@ class ReplayCursor(msgspec.Struct):
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             return cls()
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{path} is no cursor of a replay: {error}; remove it to begin anew") from None
 
     def save(self, path: Path) -> None:
@@ -71,6 +99,19 @@ class ReplayCursor(msgspec.Struct):
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def note(self, item: Item) -> None:
+        """Note that this is sent."""
+        machine, seq = item.record.machine, item.record.seq
+        if item.unfinished:
+            self.unfinished.setdefault(machine, []).append(seq)
+        else:
+            self.sent[machine] = max(self.sent.get(machine, 0), seq + 1)
 
 
 def replay(
@@ -81,37 +122,45 @@ def replay(
     selection: Selection | None = None,
     machines: Sequence[str] | None = None,
     cursor: Path | None = None,
+    move_cursor: bool = True,
     batch: int = BATCH,
     speed: float | None = None,
     tries: int = 5,
+    patience: float = PATIENCE,
     on_progress: Callable[[ReplayReport, int], None] | None = None,
 ) -> ReplayReport:
     """Send what `selection` picks through `exporter` (spans) and `logs`, and give what was done.
 
-    Each (trace, span) is sent once. `cursor` is a file that is kept up: a replay that was stopped goes on there.
-    `speed` replays in the recorded rhythm, that many times as fast; None: as fast as it goes. An export that
-    fails is tried again, with a growing pause, up to `tries` times; of a batch that cannot be encoded only the
-    records at fault are left out, and counted. The exporters are not shut down. `on_progress` is called after each
-    batch with the report so far and the bytes of lines read.
-    Raises `ReplayFailed`, `ConfigurationError`, `RootError`.
+    Each (trace, span) is sent once. `cursor` is a file that is kept up: a replay that was stopped goes on there;
+    with `move_cursor=False` it is read only. `speed` replays in the recorded rhythm, that many times as fast;
+    None: as fast as it goes. An export that fails is tried again, with a growing pause, up to `tries` times and for
+    about `patience` seconds; of a batch that cannot be encoded, or is refused for what it holds, only the records
+    at fault are left out, and counted. The exporters are flushed before the cursor moves, and are not shut down.
+    `on_progress` is called after each batch with the report so far and the bytes of lines read.
+    Raises `ReplayFailed`, `ConfigurationError`, `RootError`, `OSError` for a cursor that cannot be written.
     """
     span_exporter = exporter if isinstance(exporter, SpanExporter) else None
     log_exporter = logs if logs is not None else exporter if isinstance(exporter, LogRecordExporter) else None
     chosen = selection or Selection()
     chosen.spans, chosen.logs = chosen.spans and span_exporter is not None, chosen.logs and log_exporter is not None
-
-    def progress(report: ReplayReport) -> None:
-        if on_progress is not None:
-            on_progress(report, chosen.read)
-
-    run = _Run(span_exporter, log_exporter, cursor, tries, progress)
+    place = _Place(cursor, chosen.chains, move=move_cursor)
+    run = _Run(span_exporter, log_exporter, place, tries, patience)
     reader = source if isinstance(source, Reader) else Reader(source)
+    items = place.unsent(chosen.items(reader, machines, dict(place.cursor.sent)))
     began = time.monotonic()
     # An exporter that is instrumented itself must not make spans of its own sending.
     token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
     try:
-        for items in _batches(_paced(run.unsent(chosen.items(reader, machines)), speed), batch):
-            run.send(items)
+        with run.heard.listening_to(span_exporter, log_exporter):
+            for some in _batches(items, batch, _Clock(speed) if speed is not None else None):
+                run.send(some)
+                if on_progress is not None:
+                    on_progress(run.report, chosen.read)
+        if chosen.unfinished and chosen.spans:
+            place.forget_ended()
+    except ReplayFailed as error:
+        error.report = run.report
+        raise
     finally:
         detach(token)
         run.report.skipped = len(chosen.skipped)
@@ -119,71 +168,239 @@ def replay(
     return run.report
 
 
+class _Place:
+    """Where a replay is, by its cursor's file if it has one."""
+
+    def __init__(self, path: Path | None, chains: dict[str, str], *, move: bool) -> None:
+        self.cursor = ReplayCursor.load(path) if path is not None else ReplayCursor()
+        self._path = path if move else None
+        self._shown = path
+        self._chains = chains
+        self._known = {machine: frozenset(seqs) for machine, seqs in self.cursor.unfinished.items()}
+        self._still: dict[str, list[int]] = {}
+        # Before anything is sent: what cannot be noted would be sent again.
+        self._save()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file to note it in."""
+        return self._path is not None
+
+    def unsent(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Leave out the unfinished spans that were sent.
+
+        Raises `ConfigurationError` for the cursor of another ledger.
+        """
+        checked = set()
+        for item in items:
+            machine = item.record.machine
+            if machine not in checked:
+                self._check_chain(machine)
+                checked.add(machine)
+            if item.unfinished:
+                seq = item.record.seq
+                self._still.setdefault(machine, []).append(seq)
+                if seq in self._known.get(machine, ()):
+                    continue
+            yield item
+        for machine in self._chains:
+            self._check_chain(machine)
+
+    def moved(self, items: Sequence[Item]) -> None:
+        """Note what was sent."""
+        for item in items:
+            self.cursor.note(item)
+            chain = self._chains.get(item.record.machine)
+            if chain is not None:
+                self.cursor.chains[item.record.machine] = chain
+        self._save()
+
+    def forget_ended(self) -> None:
+        """Forget the unfinished spans that have ended since; all were looked for."""
+        for machine in self._chains:
+            still = self._still.get(machine, [])
+            self.cursor.unfinished.pop(machine, None)
+            if still:
+                self.cursor.unfinished[machine] = still
+        self._save()
+
+    def _check_chain(self, machine: str) -> None:
+        noted, found = self.cursor.chains.get(machine), self._chains.get(machine)
+        if noted is not None and found is not None and noted != found:
+            raise ConfigurationError(
+                f"{self._shown} is the cursor of another ledger: {machine} was begun anew since;"
+                " give another file, or remove it to send everything"
+            )
+
+    def _save(self) -> None:
+        if self._path is not None:
+            self.cursor.save(self._path)
+
+
+class _Heard:
+    """What the SDK's exporters log, which is all that they tell of why an export failed."""
+
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+
+    @contextlib.contextmanager
+    def listening_to(self, *exporters: object) -> Iterator[None]:
+        """Hear what these exporters log, until the end of the block."""
+        names = {kind.__module__ for exporter in exporters for kind in type(exporter).__mro__}
+        loggers = [logging.getLogger(name) for name in names if name.startswith("opentelemetry.exporter.")]
+        for logger in loggers:
+            # As the first filter: one of the SDK's keeps back what it has let through shortly before.
+            logger.filters.insert(0, self._hear)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(self._hear)
+
+    def say(self, message: str) -> None:
+        """Take what an exporter raised."""
+        self._messages.append(message)
+
+    def clear(self) -> None:
+        """Forget what was said of an earlier export."""
+        self._messages.clear()
+
+    @property
+    def code(self) -> str | None:
+        """The code of the answer, where there was one: `400`, `INVALID_ARGUMENT`."""
+        found = _CODE.search(self._messages[-1]) if self._messages else None
+        return found[1] if found else None
+
+    @property
+    def reason(self) -> str:
+        """Why the export failed; empty where nothing was said."""
+        if not self._messages:
+            return ""
+        for message in reversed(self._messages):
+            found = _TRANSIENT.search(message)
+            if found is not None and self.code is None:
+                return found[1][:300]
+        return self._messages[-1][:300]
+
+    def _hear(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            self._messages.append(record.getMessage())
+        return True
+
+
+class _Unfit(Exception):
+    """A batch cannot be encoded, or is refused for what it holds. `str` says why."""
+
+    def __init__(self, reason: str, *, by_endpoint: bool) -> None:
+        super().__init__(reason)
+        self.by_endpoint = by_endpoint
+
+
 class _Run:
     def __init__(
         self,
         spans: SpanExporter | None,
         logs: LogRecordExporter | None,
-        cursor: Path | None,
+        place: _Place,
         tries: int,
-        on_progress: Callable[[ReplayReport], object],
+        patience: float,
     ) -> None:
         self.report = ReplayReport()
+        self.heard = _Heard()
         self._spans = spans
         self._logs = logs
-        self._path = cursor
-        self._cursor = ReplayCursor.load(cursor) if cursor is not None else ReplayCursor()
+        self._place = place
         self._tries = tries
-        self._on_progress = on_progress
-
-    def unsent(self, items: Iterator[Item]) -> Iterator[Item]:
-        sent = dict(self._cursor.sent)
-        return (item for item in items if item.record.seq >= sent.get(item.record.machine, 0))
+        self._patience = patience
+        self._rejected = 0
 
     def send(self, items: list[Item]) -> None:
-        """Send a batch of one machine, and note that in the cursor."""
+        """Send a batch, and note that in the cursor. Raises `ReplayFailed`."""
         for spans in (True, False):
             some = [item for item in items if isinstance(item.signal, ReadableSpan) is spans]
             if some:
-                self._send_or_split(some)
-        machine, sent = items[0].record.machine, self._cursor.sent
-        # Unfinished spans come last, and are older than what was sent before them.
-        sent[machine] = max(sent.get(machine, 0), *(item.record.seq + 1 for item in items))
-        if self._path is not None:
-            self._cursor.save(self._path)
-        self._on_progress(self.report)
+                self._deliver(some)
+        if self._rejected:
+            self._give_up_if_hopeless(items, at_least=1)
+        if self._place.is_kept:
+            self._flush(items)
+            self._place.moved(items)
 
-    def _send_or_split(self, items: list[Item]) -> None:
+    def _flush(self, items: list[Item]) -> None:
+        """Have the exporters keep nothing back, so that the cursor may pass over it."""
+        for exporter in (self._spans, self._logs):
+            # Older exporters of logs have no such method.
+            flush = getattr(exporter, "force_flush", None)
+            if flush is not None and flush() is False:
+                raise self._failed(items, "it kept some of them back, and could not flush them in time")
+
+    def _deliver(self, items: list[Item]) -> None:
+        """Send these, without those that are at fault."""
         try:
             self._try(items)
-        except ReplayFailed:
-            raise
-        except Exception as error:  # The encoder refuses a whole batch for one record: find it.
+        except _Unfit as unfit:
             if len(items) == 1:
-                self.report.refused += 1
-                record = items[0].record
-                log.warning("%s, seq %d cannot be encoded and is left out: %s", record.machine, record.seq, error)
+                self._leave_out(items[0], unfit)
                 return
+            # The encoder, or the endpoint, refuses a whole batch for one record: find it.
             middle = len(items) // 2
-            self._send_or_split(items[:middle])
-            self._send_or_split(items[middle:])
+            self._deliver(items[:middle])
+            self._deliver(items[middle:])
+
+    def _leave_out(self, item: Item, unfit: _Unfit) -> None:
+        self.report.refused += 1
+        record = item.record
+        why = "is refused by the endpoint" if unfit.by_endpoint else "cannot be encoded"
+        log.warning("%s, seq %d %s and is left out: %s", record.machine, record.seq, why, unfit)
+        if unfit.by_endpoint:
+            self._rejected += 1
+            self._give_up_if_hopeless([item], at_least=HOPELESS)
+
+    def _give_up_if_hopeless(self, items: list[Item], at_least: int) -> None:
+        if self._rejected >= at_least and not self.report.spans + self.report.logs:
+            raise self._failed(items, "it refused each of them on its own")
 
     def _try(self, items: list[Item]) -> None:
-        pause = FIRST_PAUSE
+        """Send these, in several tries. Raises `_Unfit`, `ReplayFailed`."""
+        pause, began = FIRST_PAUSE, time.monotonic()
         for attempt in range(1, self._tries + 1):
-            if self._export([item.signal for item in items]):
+            self.heard.clear()
+            if self._export(items):
                 return
-            if attempt < self._tries:
-                log.warning("the exporter took none of %d records; next try in %.1f s", len(items), pause)
-                time.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
-        record = items[0].record
-        raise ReplayFailed(
-            f"the exporter refused {len(items)} records from {record.machine}, seq {record.seq} on,"
-            f" {self._tries} times; see whether the endpoint is up and takes them"
+            if attempt == 1 and (why := _why_unencodable(items)):
+                raise _Unfit(why, by_endpoint=False)
+            code = self.heard.code
+            if code in _UNFIT:
+                raise _Unfit(self.heard.reason, by_endpoint=True)
+            seconds = time.monotonic() - began
+            if code in _CLOSED or attempt == self._tries or seconds + pause > self._patience:
+                tried = "once" if attempt == 1 else f"{attempt} times"
+                raise self._failed(items, f"{self.heard.reason or 'it does not say why'} (tried {tried})")
+            log.info("the exporter took none of %d records; next try in %.1f s", len(items), pause)
+            time.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _failed(self, items: list[Item], why: str) -> ReplayFailed:
+        record, spans = items[0].record, isinstance(items[0].signal, ReadableSpan)
+        what = "span" if spans else "log record"
+        return ReplayFailed(
+            f"the exporter took none of {len(items)} {what}{'s' * (len(items) > 1)} from {record.machine},"
+            f" seq {record.seq} on: {why}; see whether the endpoint is up and takes them",
+            logs=not spans,
         )
 
-    def _export(self, signals: list[Any]) -> bool:
+    def _export(self, items: list[Item]) -> bool:
+        try:
+            return self._hand_over([item.signal for item in items])
+        except (LedgerError, BrokenPipeError):
+            raise
+        except OSError as error:
+            self.heard.say(str(error))
+            return False
+        except Exception as error:
+            raise _Unfit(f"{type(error).__name__}: {error}", by_endpoint=False) from None
+
+    def _hand_over(self, signals: list[Any]) -> bool:
         if isinstance(signals[0], ReadableSpan):
             assert self._spans is not None
             done = self._spans.export(signals) is SpanExportResult.SUCCESS
@@ -195,29 +412,52 @@ class _Run:
         return done
 
 
-def _paced(items: Iterator[Item], speed: float | None) -> Iterator[Item]:
-    """Give the items in the rhythm of their records, `speed` times as fast."""
-    first: int | None = None
-    began = now_ns()
-    for item in items:
-        if speed is not None:
-            instant = item.record.time_ns
-            first = instant if first is None else first
-            due = began + (instant - first) / speed
-            delay = (due - now_ns()) / 1e9
-            if delay > 0:
-                time.sleep(delay)
-        yield item
+def _why_unencodable(items: Sequence[Item]) -> str:
+    """Say why the SDK's encoder refuses a batch; its exporters only say that an export failed. Empty: it does not."""
+    try:
+        from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+    except ImportError:
+        return ""
+    encode: Any = encode_spans if isinstance(items[0].signal, ReadableSpan) else encode_logs
+    try:
+        encode([item.signal for item in items])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
-def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Cut into batches of one machine."""
+class _Clock:
+    """Says how long to wait for a record's turn."""
+
+    def __init__(self, speed: float) -> None:
+        self._speed = speed
+        self._first: int | None = None
+        self._began = 0.0
+
+    def delay(self, item: Item) -> float:
+        """Give the seconds until this is due, at most 0 where it is."""
+        instant = item.record.time_ns
+        if self._first is None:
+            self._first, self._began = instant, time.monotonic()
+        return self._began + (instant - self._first) / 1e9 / self._speed - time.monotonic()
+
+
+def _batches(items: Iterator[Item], size: int, clock: _Clock | None) -> Iterator[list[Item]]:
+    """Cut into batches, each given when it is due."""
     batch: list[Item] = []
+    count = 0
     for item in items:
-        if batch and (len(batch) >= size or item.record.machine != batch[0].record.machine):
+        length = len(item.record.line)
+        early = clock is not None and clock.delay(item) > RHYTHM
+        if batch and (len(batch) >= size or count + length > BATCH_BYTES or early):
             yield batch
-            batch = []
+            batch, count = [], 0
+        if clock is not None and early:
+            # Sending took some of the time.
+            time.sleep(max(0.0, clock.delay(item)))
         batch.append(item)
+        count += length
     if batch:
         yield batch
 

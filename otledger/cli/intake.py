@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import re
@@ -11,6 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
+
+import msgspec
 
 import otledger
 from otledger.batch import MAX_LINE
@@ -107,7 +108,7 @@ def log_one(root: Path, machine: str | None, type: str, members: dict[str, Any],
         ledger.close(CLOSE_TIMEOUT)
     if receipt is not None:
         place = {"machine": ledger.config.machine}
-        out_json(dataclasses.asdict(receipt) | place) if json else out(receipt.id)
+        out_json(msgspec.structs.asdict(receipt) | place) if json else out(receipt.id)
 
 
 def log_lines(root: Path, machine: str | None, defaults: Mapping[str, Any], *, json: bool) -> int:
