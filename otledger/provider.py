@@ -33,7 +33,7 @@ def sdk_provider() -> Any:
 def begin(provider: Any, span: Span, forward: bool) -> None:
     """Let the provider's sampler decide the flag of a root span, and tell its processors of a sampled one."""
     if span.parent_span_id is None:
-        span.trace_flags = 1 if _sampled(provider, span) else 0
+        _sample(provider, span)
     if forward and span.trace_flags & 1:
         for processor in _others(provider):
             try:
@@ -56,16 +56,18 @@ def end(provider: Any, span: Span) -> None:
             log.warning("a span processor failed at the end of a span of the ledger: %s", error)
 
 
-def _sampled(provider: Any, span: Span) -> bool:
+def _sample(provider: Any, span: Span) -> None:
+    """Set a root span's flag, and what the sampler adds: attributes, the trace state."""
     try:
         links = span._given_links or ()
         result = provider.sampler.should_sample(
             span._parent_context, int(span.trace_id, 16), span.name, span.kind, dict(span.attributes), links
         )
-        return bool(result.decision.is_sampled())
+        span.trace_flags = 1 if result.decision.is_sampled() else 0
+        span.set_attributes({key: value for key, value in result.attributes.items() if key not in span.attributes})
+        span._trace_state = result.trace_state or None
     except Exception as error:  # A sampler's mistake must not reach the program: the span is recorded either way.
         log.warning("the provider's sampler failed: %s", error)
-        return True
 
 
 def _others(provider: Any) -> list[Any]:

@@ -387,3 +387,39 @@ def test_a_server_killed_under_load_accounts_for_each_span(root: Path) -> None:
     # The last flush interval, and as long again as a busy machine may take to run a thread.
     assert all(told[span] < 0.05 + 0.5 for span in missing)
     sane(root)
+
+
+SAMPLED = """if True:
+    import otledger, sys
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+    from opentelemetry.trace.span import TraceState
+    class Own(Sampler):
+        def should_sample(self, context, trace_id, name, kind=None, attributes=None, links=None, state=None):
+            if name == "broken":
+                raise RuntimeError("no")
+            added = {**attributes, "sampler": "own"}
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, added, TraceState([("ot", "th:0")]))
+        def get_description(self):
+            return "own"
+    trace.set_tracer_provider(TracerProvider(sampler=Own()))
+    with otledger.open_sync(sys.argv[1], machine="m1") as ledger:
+        with ledger.span("whole", attributes={"a": 1}), ledger.span("below"):
+            pass
+        with ledger.span("broken"):
+            pass
+"""
+
+
+def test_what_a_sampler_adds_is_recorded(root: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
+    command = [sys.executable, "-c", SAMPLED, str(root)]
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    stored = {record.data["name"]: record for record in spans_of(root).values()}
+    assert stored["whole"].data["attributes"] == {"a": 1, "sampler": "own"}
+    assert "attributes" not in stored["below"].data
+    assert (stored["whole"].tracestate, stored["below"].tracestate) == ("ot=th:0", "ot=th:0")
+    assert stored["broken"].traceparent.endswith("-01")
+    sane(root)
