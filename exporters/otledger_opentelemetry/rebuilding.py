@@ -198,7 +198,10 @@ def _attributes(stored: Any, dropped: int) -> BoundedAttributes:
     return attributes
 
 
-def _list(items: Sequence[Any], dropped: int) -> BoundedList[Any]:
+def _list(items: Sequence[Any], dropped: int) -> Sequence[Any]:
+    if not items and not dropped:
+        # Most spans have no events and no links, and a `BoundedList` has a lock.
+        return ()
     found: BoundedList[Any] = BoundedList(None)
     found.extend(items)
     found.dropped = dropped
