@@ -637,7 +637,7 @@ class Writer:
 
     def _recovered(self) -> None:
         if self._failing:
-            log.warning("%s: writing succeeds again", self.journal.path)
+            self._say(logging.WARNING, "%s: writing succeeds again", self.journal.path)
         self._failing = False
         self._pause = FIRST_PAUSE
 
@@ -648,8 +648,20 @@ class Writer:
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
         if not again:
             known = isinstance(error, LedgerError)
-            log.critical("%s", error, exc_info=None if known else error)
+            self._say(logging.CRITICAL, "%s", error, exc_info=None if known else error)
         self.report(error)
+
+    def _say(self, level: int, message: str, *args: object, exc_info: Any = None) -> None:
+        """Log from a thread that nobody waits for.
+
+        The writer's own must not wait for a handler: whoever holds its lock may be recording in this very ledger.
+        """
+        if threading.current_thread() is self._thread:
+            with suppress(RuntimeError):
+                threading.Thread(target=log.log, args=(level, message, *args), kwargs={"exc_info": exc_info}).start()
+                return
+        # The interpreter ends, and starts no thread any more.
+        log.log(level, message, *args, exc_info=exc_info)
 
     def report(self, error: BaseException) -> None:
         """Count an error, and tell the listeners."""
@@ -684,7 +696,7 @@ class Writer:
         path = self.config.root
         if free < least:
             if self._refusing is None:
-                log.critical("%s: %d bytes free, less than min_free: new events are refused", path, free)
+                self._say(logging.CRITICAL, "%s: %d bytes free, less than min_free: new events are refused", path, free)
             self._refusing = LowSpace(
                 f"{path}: {free:,} bytes free, and min_free is {least:,}: the event was not accepted, and is counted;"
                 " free some space, or set min_free"
@@ -692,7 +704,7 @@ class Writer:
             self.full = True
         else:
             if self._refusing is None and free < 2 * least:
-                log.warning("%s: %d bytes free; below %d new events are refused", path, free, least)
+                self._say(logging.WARNING, "%s: %d bytes free; below %d new events are refused", path, free, least)
             if self._refusing is not None:
                 self._refusing = None
                 with self._lock:

@@ -932,3 +932,45 @@ def test_an_append_of_a_loop_that_ended_does_not_hold_up_those_of_the_next(root:
     loop.run_until_complete(asyncio.gather(*tasks))
     loop.close()
     assert [record["type"] for record in check(root / "m1") if len(record["type"]) == 1] == ["a", "b"]
+
+
+def test_a_log_handler_that_waits_for_the_ledger_does_not_hold_up_the_writer(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a logging bridge does: it holds its lock while it waits, and the writer has something to say."""
+    outcomes: list[BaseException | None] = []
+
+    class Recording(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.name == "otledger":
+                return
+            try:
+                ledger.append("log", record.getMessage(), timeout=10)
+                outcomes.append(None)
+            except Exception as error:
+                outcomes.append(error)
+
+    real, failing = os.write, threading.Event()
+
+    def write(fd: int, data: bytes) -> int:
+        if failing.is_set() and os.readlink(f"/proc/self/fd/{fd}").endswith(".jsonl"):
+            failing.clear()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    own, logger = logging.getLogger("otledger"), logging.getLogger("shop")
+    handler = Recording()
+    own.addHandler(handler)
+    logger.addHandler(handler)
+    try:
+        with otledger.open_sync(root, machine="m1", min_free=0) as ledger:
+            ledger.append("a")
+            failing.set()
+            logger.warning("told while the disk fails")
+            ledger.append("b")
+    finally:
+        own.removeHandler(handler)
+        logger.removeHandler(handler)
+    assert [type(outcome) for outcome in outcomes] == [otledger.JournalError]
+    assert [record["type"] for record in check(root / "m1") if record["type"] in ("a", "b", "log")] == ["a", "log", "b"]
