@@ -246,6 +246,11 @@ class Journal:
                 log.warning("%s: no checkpoint at close: %s", self.path, error)
             self._release_files()
 
+    def waits_for_lock(self) -> bool:
+        """Tell whether another process keeps this one from the partition's lock at this moment."""
+        lock = self._lock
+        return lock is not None and lock.waiting
+
     def lock_holder(self) -> int | None:
         """Give the process that holds the partition's lock, as far as the kernel tells."""
         lock = self._lock

@@ -95,6 +95,8 @@ class PartitionLock:
         self._path = path / LOCK_FILE
         self._mode = mode
         self._fd = -1
+        self.waiting = False
+        """Whether `acquire` is blocked by another holder at this moment."""
 
     def acquire(self, timeout: float | None, on_wait: Callable[[], None] | None = None) -> None:
         """Take the lock; afterwards `.lock` is still the file at its path.
@@ -112,8 +114,11 @@ class PartitionLock:
             except BlockingIOError:
                 if on_wait is not None and not waited:
                     on_wait()
-                waited = True
-                self._block(timeout)
+                waited = self.waiting = True
+                try:
+                    self._block(timeout)
+                finally:
+                    self.waiting = False
             if self._still_there():
                 return
             self.close()

@@ -571,7 +571,7 @@ class Writer:
 
     def _lock_timed_out(self, since: float) -> None:
         why = self._why_blocked()
-        if why is None:
+        if why is None or not self.journal.waits_for_lock():
             return
         error = LockTimeout(f"{why}; the lock is never broken: see what that process does, or end it")
         with self._lock:

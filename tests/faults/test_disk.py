@@ -359,12 +359,10 @@ def test_a_lock_of_the_same_inode_elsewhere_is_not_taken_for_ours(tmp_path: Path
             lock = partition(path / "ledger") / ".lock"
             locks.append(lock)
         assert locks[0].stat().st_ino == locks[1].stat().st_ino
-        with locks[1].open("rb") as file, journal(one / "ledger") as target:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            assert target.lock_holder() is None
-        with locks[0].open("rb") as file, journal(one / "ledger") as target:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            assert target.lock_holder() == os.getpid()
+        for lock, holder in ((locks[1], None), (locks[0], os.getpid())):
+            with journal(one / "ledger") as target, lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                assert target.lock_holder() == holder
 
 
 async def test_little_space(root: Path) -> None:
