@@ -1090,3 +1090,21 @@ def test_the_command_that_receives(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert (process.stderr.read(), process.wait(20)) == ("", 0)
     assert len(stored(tmp_path / "ledger" / "m1", "span")) == 3
+
+
+@pytest.mark.parametrize(("missing", "command"), [("uvicorn", ["receive"]), ("google", ["import", "otlp", "-"])])
+def test_missing_packages_are_one_clear_line(root: Path, missing: str, command: list[str]) -> None:
+    without = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {command!r}"
+    code = f"{without}; import otledger.cli as cli; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "OTLEDGER_ROOT": str(root)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "needs more packages" in line
+    assert "pip install 'otledger[otlp]'" in line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 import os
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from otledger.filter import Filter
 from otledger.reader import Reader
 
 from . import replaying
+from .needs import needed
 from .selecting import Selection
 
 STDOUT = "-"
@@ -67,7 +67,7 @@ class _Partial:
         """Give a session for the exporters over HTTP whose answers are looked at; None: they have one of their own."""
         if any(name.startswith(_CREDENTIALS) and name.endswith("CREDENTIAL_PROVIDER") for name in os.environ):
             return None
-        session = _imported("requests").Session()
+        session = needed("requests").Session()
         session.hooks["response"].append(self._look)
         return session
 
@@ -204,7 +204,7 @@ class Replaying:
         to_stdout = destination == STDOUT
         if to_stdout and json:
             raise Failed("--json and - both write to stdout; give a file for the trace")
-        files = _imported("otledger_opentelemetry.files")
+        files = needed("otledger_opentelemetry.files")
         self._selection.logs = False
         # Found before the file is made: a ledger that is not there must leave none.
         self._reader.machines()
@@ -228,8 +228,8 @@ class Replaying:
 
     def _otlp(self, endpoint: str | None, protocol: str) -> tuple[SpanExporter, LogRecordExporter]:
         package = f"opentelemetry-exporter-otlp-proto-{protocol}"
-        traces = _imported(f"{_OTLP[protocol]}.trace_exporter", package)
-        logs = _imported(f"{_OTLP[protocol]}._log_exporter", package)
+        traces = needed(f"{_OTLP[protocol]}.trace_exporter", package)
+        logs = needed(f"{_OTLP[protocol]}._log_exporter", package)
         if protocol == "grpc":
             given: dict[str, Any] = {}
             if endpoint is not None:
@@ -285,14 +285,7 @@ def _answer(response: Any, *, logs: bool) -> Any:
 
 
 def _file_exporter(name: str, path: str) -> Any:
-    return getattr(_imported("otledger_opentelemetry.files"), name)(None if path == STDOUT else Path(path))
-
-
-def _imported(module: str, package: str = "otledger[otlp]") -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise Failed(f"this needs more packages ({error}); install them: pip install '{package}'") from None
+    return getattr(needed("otledger_opentelemetry.files"), name)(None if path == STDOUT else Path(path))
 
 
 def _size(reader: Reader, machines: Sequence[str] | None) -> int:

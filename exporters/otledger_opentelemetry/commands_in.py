@@ -37,9 +37,9 @@ def import_otlp(
     from functools import partial
 
     from otledger.cli.outcome import run_import
-    from otledger_opentelemetry import importing
+    from otledger_opentelemetry.needs import needed
 
-    take = partial(importing.import_otlp, signal=signal)
+    take = partial(needed("otledger_opentelemetry.importing").import_otlp, signal=signal)
     raise typer.Exit(run_import(take, root_of(ctx, root), source, json=json))
 
 
@@ -59,8 +59,9 @@ def receive(
     Ctrl-C end it in order."""
     from otledger.cli.intake import send_warnings_to_stderr
     from otledger.cli.output import note
-    from otledger_opentelemetry.receiver import serve
+    from otledger_opentelemetry.needs import needed
 
+    serve = needed("otledger_opentelemetry.receiver").serve
     send_warnings_to_stderr()
     folder = root_of(ctx, root)
     left = serve(
