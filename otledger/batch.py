@@ -7,9 +7,11 @@ A *line* here always includes its LF, unless it is torn.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import NamedTuple
+
+from otledger import speed
 
 ZEROS = b"0" * 64
 """`prev` of the record with `seq` 0."""
@@ -46,11 +48,8 @@ class Tail(NamedTuple):
         return int(match[1]) if match else None
 
 
-def stamp(parts: Iterable[bytes], seq: int, prev: bytes) -> list[bytes]:
-    """Give the lines of `parts`, numbered from `seq` on and chained to `prev`.
-
-    The checksum of the last line is `checksum_of(lines[-1])`, the `prev` of what comes next.
-    """
+def stamp_plainly(parts: list[bytes], seq: int, prev: bytes) -> list[bytes]:
+    """Do what `stamp` does, in Python."""
     lines: list[bytes] = []
     add, digest = lines.append, sha256
     checksum = prev.decode()
@@ -61,6 +60,13 @@ def stamp(parts: Iterable[bytes], seq: int, prev: bytes) -> list[bytes]:
         add(body + f',"checksum":"sha256:{checksum}"}}\n'.encode())
         seq += 1
     return lines
+
+
+stamp: Callable[[list[bytes], int, bytes], list[bytes]] = speed.stamp or stamp_plainly
+"""Gives the lines of parts, numbered from `seq` on and chained to `prev`, 64 hex digits.
+
+The checksum of the last line is `checksum_of(lines[-1])`, the `prev` of what comes next.
+"""
 
 
 def checksum_of(line: bytes) -> bytes:

@@ -13,7 +13,6 @@ _pid = getpid()
 _spans: list[str] = []
 _traces: list[str] = []
 _events: list[str] = []
-next_rest = _events.pop
 
 
 def event_prefix(millisecond: int) -> str:

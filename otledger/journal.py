@@ -57,7 +57,7 @@ from otledger.version import VERSION
 
 log = logging.getLogger("otledger")
 
-GROUP = 64 << 10
+GROUP = 256 << 10
 """Bytes of parts that are stamped and written at a time: larger blocks cross malloc's mmap threshold, and
 shorter ones hold the interpreter lock no longer than a quarter of a millisecond."""
 
@@ -803,7 +803,7 @@ class Journal:
         if ack.error is not None:
             raise ack.error
 
-    def _write_lines(self, parts: Sequence[bytes]) -> tuple[list[bytes], OSError | None]:
+    def _write_lines(self, parts: list[bytes]) -> tuple[list[bytes], OSError | None]:
         """Give the lines that stand whole in the file, and the error that kept the others out of it."""
         state = self._state
         seq, prev = state.seq, state.head.encode() or ZEROS

@@ -26,7 +26,7 @@ from opentelemetry.context.context import Context
 from opentelemetry.trace import Link, SpanKind
 
 from otledger import context as ctx
-from otledger import provider, values, writer
+from otledger import provider, speed, values, writer
 from otledger.config import Config, Durability, QueuePolicy, StartupCheck
 from otledger.context import current as current_context
 from otledger.errors import ConfigurationError, EventRefused, LedgerClosed, LedgerDamaged, QueueFull
@@ -39,6 +39,8 @@ from otledger.span import Limits, Span
 from otledger.verifier import Report, verify
 from otledger.version import VERSION
 from otledger.writer import Health, Writer, text_of
+
+encode_event = speed.event or (lambda *event: None)
 
 BURST = 256
 """After so many events a task lets the others run: `emit` alone never suspends."""
@@ -315,7 +317,7 @@ class _View:
             members = _span_members(context)
         if core.slow or time is not None or id is not None:
             return core.process(Draft(type, data, subject, source, ipc_hash, dict(extensions or {}), time, id), members)
-        return core.encoder.event(type, data, time_ns(), source, subject, ipc_hash, members, extensions)
+        return core.encoder.event(type, data, None, source, subject, ipc_hash, members, extensions)
 
     def emit_nowait(
         self,
@@ -495,11 +497,22 @@ class View(_View):
         core.burst = left = core.burst - 1
         if (left < 0 or own.full) and not await core.make_room(own):
             return ""
-        if self._direct and time is None and id is None and not current_context():
+        if (
+            self._direct
+            and subject is None
+            and source is None
+            and ipc_hash is None
+            and extensions is None
+            and time is None
+            and id is None
+            and not current_context()
+        ):
             # What `_encode` comes to for most events, without a call more: emit is the hot path.
-            id, part = core.encoder.event(type, data, time_ns(), source, subject, ipc_hash, "", extensions)
-            own.put(part)
-            return id
+            encoder = core.encoder
+            made = encode_event(encoder.heads, type, encoder.before, data, None)
+            if made is not None:
+                own.put(made[1])
+                return made[0]
         id, kept = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
         if kept is not None:
             own.put(kept)

@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from otledger import values
+from otledger import speed, values
 from otledger.batch import MAX_LINE, STAMP_ROOM, checksum_of
 from otledger.errors import EventRefused, FormatError
-from otledger.ids import event_prefix, event_rest, next_rest
+from otledger.ids import event_prefix, event_rest
 from otledger.values import encode
 
 Extension = str | bool | int
@@ -254,6 +254,7 @@ def _member(name: str, value: Extension) -> str:
 
 # Lines
 
+OPENING = '{"specversion":"1.0","id":"'
 _MAX_PART = MAX_LINE - STAMP_ROOM
 
 
@@ -267,7 +268,7 @@ def _too_large(part: bytes) -> EventRefused:
 class Encoder:
     """Makes parts (see batch.py) for one machine and service. Remembers what is the same from event to event."""
 
-    __slots__ = ("_before_data", "_heads", "_instant", "_machine", "_own_heads", "on_repr", "reprs", "source")
+    __slots__ = ("_instant", "_machine", "_own_heads", "before", "heads", "on_repr", "reprs", "source")
 
     _REMEMBERED = 1024
 
@@ -275,10 +276,12 @@ class Encoder:
         self.source = f"/{machine}/{service}"
         _check_text("service", service)
         self._machine = _member("machine", machine)
-        self._before_data = f'Z"{self._machine},"data":'
-        self._heads: dict[tuple[str, str | None], str] = {}
+        self.before = f'Z"{self._machine}'
+        """What stands between time and payload of an event without more."""
+        self.heads: dict[str | tuple[str, str], str] = {}
+        """What stands between id and time, by type, or by type and source where that is not the usual one."""
         self._own_heads: dict[str, str] = {}
-        self._instant = (0, "", "")
+        self._note_instant(0)
         self.reprs = 0
         self.on_repr = self._count_repr
 
@@ -286,42 +289,44 @@ class Encoder:
         self,
         type: str,
         data: Any,
-        ns: int,
+        ns: int | None = None,
         source: str | None = None,
         subject: str | None = None,
         ipc_hash: str | None = None,
         members: str = "",
         extensions: Mapping[str, Extension] | None = None,
     ) -> tuple[str, bytes]:
-        """Give id and part of an event that happened at `ns`.
+        """Give id and part of an event that happened at `ns`; None: now.
 
         `members` are encoded ones, for the trace that it belongs to. The payload is copied: what the caller
         changes in it later does not count.
         Raises `EventRefused` if a name, the size or the depth is not allowed.
         """
+        key = type if source is None else (type, source)
         try:
-            head = self._heads[type, source]
+            head = self.heads[key]
         except (KeyError, TypeError):
             # What cannot be hashed is no text.
-            head = self._head(type, source)
+            head = self._head(type, source, key)
+        before = self.before
+        if members or extensions or subject is not None or ipc_hash is not None:
+            before = f'Z"{self._tail(subject, ipc_hash, members, extensions)}'
+        if speed.event is not None:
+            made = speed.event(self.heads, key, before, data, ns)
+            if made is not None:
+                return made
+        return self._assemble(head, before, data, now_ns() if ns is None else ns)
+
+    def _assemble(self, head: str, before: str, data: Any, ns: int) -> tuple[str, bytes]:
         millisecond, prefix, text = self._instant
         if ns // 1_000_000 != millisecond:
             prefix, text = self._note_instant(ns)
+        id = prefix + event_rest()
         try:
-            id = prefix + next_rest()
-        except IndexError:
-            id = prefix + event_rest()
-        try:
-            payload = encode(data, self.on_repr).decode()
+            payload = f',"data":{encode(data, self.on_repr).decode()}' if data is not None else ""
         except values.TooDeep as error:
             raise EventRefused(f"data cannot be stored: {error}") from None
-        if members or extensions or subject is not None or ipc_hash is not None:
-            before_data = f'Z"{self._tail(subject, ipc_hash, members, extensions)},"data":'
-        else:
-            before_data = self._before_data
-        if data is None:
-            before_data, payload = before_data.removesuffix(',"data":'), ""
-        part = f'{{"specversion":"1.0","id":"{id}{head}{text}{str(ns)[-6:]}{before_data}{payload}'.encode()
+        part = f"{OPENING}{id}{head}{text}{ns % 1_000_000:06d}{before}{payload}".encode()
         if len(part) > _MAX_PART:
             raise _too_large(part)
         return id, part
@@ -398,23 +403,25 @@ class Encoder:
             head = self._own_heads[type] = self._make_head(type, self.source)
         if ns.__class__ is not int or not 1_000_000 <= ns < _YEAR_10000:
             ns = now_ns()
+        before = f'Z"{self._machine}{members}'
+        if speed.telemetry is not None:
+            part = speed.telemetry(head, before, payload, ns)
+            if part is not None:
+                return part
         millisecond, prefix, text = self._instant
         if ns // 1_000_000 != millisecond:
             prefix, text = self._note_instant(ns)
-        return (
-            f'{{"specversion":"1.0","id":"{prefix}{event_rest()}{head}{text}{str(ns)[-6:]}Z"'
-            f'{self._machine}{members},"data":{payload}'
-        ).encode()
+        return f'{OPENING}{prefix}{event_rest()}{head}{text}{ns % 1_000_000:06d}{before},"data":{payload}'.encode()
 
     def _count_repr(self) -> None:
         self.reprs += 1
 
-    def _head(self, type: str, source: str | None) -> str:
+    def _head(self, type: str, source: str | None, key: Any) -> str:
         where = self.source if source is None else _check_text("source", source)
         head = self._make_head(check_type(type), where)
-        if len(self._heads) >= self._REMEMBERED:
-            self._heads.clear()
-        self._heads[type, source] = head
+        if len(self.heads) >= self._REMEMBERED:
+            self.heads.clear()
+        self.heads[key] = head
         return head
 
     @staticmethod
@@ -425,7 +432,7 @@ class Encoder:
         """Give what ids and times of this millisecond begin with, and remember it."""
         prefix, text = event_prefix(ns // 1_000_000), format_time(ns)[:23]
         # One attribute, so that threads never see the number of one millisecond and the texts of another.
-        self._instant = ns // 1_000_000, prefix, text
+        self._instant: tuple[int, str, str] = ns // 1_000_000, prefix, text
         return prefix, text
 
 

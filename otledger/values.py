@@ -18,6 +18,8 @@ from uuid import UUID
 import msgspec
 import orjson
 
+from otledger import speed
+
 __all__ = ["MAX_DEPTH", "TooDeep", "decode", "encode", "escape_separators", "loads"]
 
 MAX_DEPTH = 98
@@ -55,6 +57,10 @@ def encode(value: object, on_repr: Callable[[], None] | None = None) -> bytes:
 
     Source: docs/format.md, sections 2 and 3.
     """
+    if speed.encode_plain is not None:
+        raw = speed.encode_plain(value, MAX_DEPTH)
+        if raw is not None:
+            return raw
     try:
         raw = _dumps(value) if _is_plain(value, MAX_DEPTH) else None
     except Exception:  # a key that is no string, a lone surrogate, a big integer, a change by another thread

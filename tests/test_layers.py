@@ -22,7 +22,7 @@ LAYERS = (
     ("journal", "checkpoint", "recovery", "lock", "clock", "folder"),
     ("segment",),
     ("record", "batch", "replay", "turns", "tree", "strict", "filter", "processors", "schemas", "context"),
-    ("errors", "config", "identity", "ids", "values", "version"),
+    ("errors", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}
 

@@ -1,0 +1,37 @@
+"""The compiled hot path (`_speed.c`): where it was not built, each name is None, and Python does the same.
+
+`OTLEDGER_PURE=1` in the environment leaves it alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+_compiled: Any = None
+if not os.environ.get("OTLEDGER_PURE"):
+    with contextlib.suppress(ImportError):
+        from otledger import _speed as _compiled
+
+# Without the processor's SHA-256 instructions hashlib is faster.
+_hashing = _compiled if _compiled is not None and _compiled.hashes else None
+
+event: Callable[[dict[Any, str], Any, str, Any, int | None], tuple[str, bytes] | None] | None = getattr(
+    _compiled, "event", None
+)
+"""Gives id and part of an event from heads and its key there, what stands before its payload, its payload, and its
+time (None: now); None where the head is not known, or payload or time are none of the usual ones."""
+telemetry: Callable[[str, str, str, int | None], bytes | None] | None = getattr(_compiled, "telemetry", None)
+"""The same from a payload that is JSON already."""
+encode_plain: Callable[[Any, int], bytes | None] | None = getattr(_compiled, "encode_plain", None)
+"""Gives a payload as JSON; None where `values` has to look at it."""
+stamp: Callable[[list[bytes], int, bytes], list[bytes]] | None = getattr(_hashing, "stamp", None)
+check: Callable[[bytes, int, int, int, bytes], tuple[int, int, bytes, list[int]]] | None = getattr(
+    _hashing, "check", None
+)
+"""Goes over lines of a block between two offsets, as long as each is the one that is due (`seq`, `prev`).
+
+Gives where it stopped, how many lines were right, the last one's checksum, and where otledger's own records are.
+"""
