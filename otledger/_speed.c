@@ -36,6 +36,16 @@ static void to_hex(char *to, const uint8_t *from, int count)
     }
 }
 
+static size_t digits_of(long long number)
+{
+    size_t count = 1;
+    while (number >= 10) {
+        number /= 10;
+        count++;
+    }
+    return count;
+}
+
 /* SHA-256 (FIPS 180-4) */
 
 #if HAVE_SHA
@@ -133,16 +143,6 @@ static void write_end(char *to, const char *hash)
     memcpy(to, CHECKSUM, sizeof CHECKSUM - 1);
     memcpy(to + sizeof CHECKSUM - 1, hash, HASH);
     memcpy(to + sizeof CHECKSUM - 1 + HASH, "\"}\n", 3);
-}
-
-static size_t digits_of(long long number)
-{
-    size_t count = 1;
-    while (number >= 10) {
-        number /= 10;
-        count++;
-    }
-    return count;
 }
 
 /* stamp(parts: list[bytes], seq: int, prev: bytes) -> list[bytes] */
@@ -352,6 +352,7 @@ static void write_time(char *to, uint64_t ns)
 }
 
 enum { ID = 32, TIME = 29, MAX_DEPTH = 98 };
+#define DATA ",\"data\":"
 #define OPENING "{\"specversion\":\"1.0\",\"id\":\""
 
 /* Payloads */
@@ -463,19 +464,18 @@ static int read_instant(PyObject *given, uint64_t *ns)
     return !overflow && value >= 0 && (uint64_t)value / 1000000000 < YEAR_10000;
 }
 
-/* Put a part together. The texts are `head`, `before` the payload, and the payload with its name, or none. */
+/* Put a part together: `head` stands between id and time, `before` and `name` between time and payload. */
 static PyObject *
-assemble(PyObject *head, PyObject *before, const char *payload, size_t payload_size, uint64_t ns, int named)
+assemble(PyObject *head, PyObject *before, const char *name, const char *payload, size_t payload_size, uint64_t ns)
 {
-    static const char name[] = ",\"data\":";
     Py_ssize_t head_size, before_size;
     const char *const head_text = PyUnicode_AsUTF8AndSize(head, &head_size);
     const char *const before_text = head_text ? PyUnicode_AsUTF8AndSize(before, &before_size) : NULL;
     if (!before_text)
         return NULL;
-    size_t size = sizeof OPENING - 1 + ID + (size_t)head_size + TIME + (size_t)before_size;
-    if (named)
-        size += sizeof name - 1 + payload_size;
+    const size_t name_size = strlen(name);
+    const size_t size =
+        sizeof OPENING - 1 + ID + (size_t)head_size + TIME + (size_t)before_size + name_size + payload_size;
     if (size > MAX_PART)
         Py_RETURN_NONE;
     PyObject *part = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
@@ -492,10 +492,8 @@ assemble(PyObject *head, PyObject *before, const char *payload, size_t payload_s
     write_time(at += head_size, ns);
     memcpy(at += TIME, before_text, (size_t)before_size);
     at += before_size;
-    if (named) {
-        memcpy(at, name, sizeof name - 1);
-        memcpy(at + sizeof name - 1, payload, payload_size);
-    }
+    memcpy(at, name, name_size);
+    memcpy(at + name_size, payload, payload_size);
     return part;
 }
 
@@ -523,9 +521,9 @@ static PyObject *event(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssiz
             return payload;
         }
     }
-    PyObject *part = payload ? assemble(head, args[2], PyBytes_AS_STRING(payload),
-                                        (size_t)PyBytes_GET_SIZE(payload), ns, 1)
-                             : assemble(head, args[2], NULL, 0, ns, 0);
+    PyObject *part = payload ? assemble(head, args[2], DATA, PyBytes_AS_STRING(payload),
+                                        (size_t)PyBytes_GET_SIZE(payload), ns)
+                             : assemble(head, args[2], "", "", 0, ns);
     Py_DECREF(head);
     Py_XDECREF(payload);
     if (!part || part == Py_None)
@@ -556,7 +554,132 @@ static PyObject *telemetry(PyObject *Py_UNUSED(self), PyObject *const *args, Py_
         return NULL;
     if (!read)
         Py_RETURN_NONE;
-    return assemble(args[0], args[1], payload, (size_t)size, ns, 1);
+    return assemble(args[0], args[1], DATA, payload, (size_t)size, ns);
+}
+
+/* Append text to `at`, of which there is room for. */
+static char *put(char *at, const char *text, size_t size)
+{
+    memcpy(at, text, size);
+    return at + size;
+}
+
+#define PUT(at, literal) put(at, literal, sizeof(literal) - 1)
+
+/* span(head, before, trace_id, span_id, flags, name, more, start, end, attributes, rest) -> bytes, or None where
+   Python has to look at it
+
+   Of an ended span with plain attributes. All are texts but `flags`, `start` and `end`, which are ints, and the dict
+   of attributes; `name` is JSON, `more` and `rest` are members before the start and after the attributes. */
+static PyObject *span(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t given)
+{
+    enum { HEAD, BEFORE, TRACE, SPAN, FLAGS, NAME, MORE, START, STOP, ATTRIBUTES, REST, COUNT };
+    if (given != COUNT || !PyDict_CheckExact(args[ATTRIBUTES]))
+        return PyErr_Format(PyExc_TypeError, "span() takes texts, three ints and a dict");
+    uint64_t start, end;
+    const int read_start = args[START] == Py_None ? 0 : read_instant(args[START], &start);
+    const int read_end = args[STOP] == Py_None ? 0 : read_instant(args[STOP], &end);
+    const long flags = PyLong_AsLong(args[FLAGS]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!read_start || !read_end)
+        Py_RETURN_NONE;
+    static const int TEXTS[] = {TRACE, SPAN, NAME, MORE, REST};
+    const char *text[COUNT];
+    Py_ssize_t size[COUNT];
+    size_t total = 0;
+    for (size_t i = 0; i < sizeof TEXTS / sizeof *TEXTS; i++) {
+        const int which = TEXTS[i];
+        text[which] = PyUnicode_AsUTF8AndSize(args[which], &size[which]);
+        if (!text[which])
+            return NULL;
+        total += (size_t)size[which];
+    }
+    PyObject *attributes = NULL;
+    if (PyDict_GET_SIZE(args[ATTRIBUTES])) {
+        attributes = encode_plain(args[ATTRIBUTES], MAX_DEPTH - 1);
+        if (!attributes || attributes == Py_None)
+            return attributes;
+        total += (size_t)PyBytes_GET_SIZE(attributes);
+    }
+    /* The payload, and before it the header of the trace, which stands in front of it in the line. */
+    char small[4096];
+    char *const payload = total + 200 > sizeof small ? PyMem_Malloc(total + 200) : small;
+    PyObject *part = NULL;
+    if (!payload) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    char *at = PUT(payload, ",\"traceparent\":\"00-");
+    at = put(at, text[TRACE], (size_t)size[TRACE]);
+    *at++ = '-';
+    at = put(at, text[SPAN], (size_t)size[SPAN]);
+    *at++ = '-';
+    *at++ = HEX[flags >> 4 & 15];
+    *at++ = HEX[flags & 15];
+    at = PUT(at, "\",\"data\":{\"name\":");
+    at = put(at, text[NAME], (size_t)size[NAME]);
+    at = put(at, text[MORE], (size_t)size[MORE]);
+    at = PUT(at, ",\"start\":");
+    write_digits(at, start, (int)digits_of((long long)start));
+    at += digits_of((long long)start);
+    at = PUT(at, ",\"end\":");
+    write_digits(at, end, (int)digits_of((long long)end));
+    at += digits_of((long long)end);
+    if (attributes) {
+        at = PUT(at, ",\"attributes\":");
+        at = put(at, PyBytes_AS_STRING(attributes), (size_t)PyBytes_GET_SIZE(attributes));
+    }
+    at = put(at, text[REST], (size_t)size[REST]);
+    *at++ = '}';
+    part = assemble(args[HEAD], args[BEFORE], "", payload, (size_t)(at - payload), end);
+done:
+    if (payload != small)
+        PyMem_Free(payload);
+    Py_XDECREF(attributes);
+    return part;
+}
+
+/* Give `count` random bytes that are not all zero as hex text. */
+static PyObject *random_id(size_t count)
+{
+    const uint8_t *random;
+    int any = 0;
+    do {
+        random = take_random(count);
+        if (!random)
+            return PyErr_SetFromErrno(PyExc_OSError);
+        for (size_t i = 0; i < count; i++)
+            any |= random[i];
+    } while (!any);
+    PyObject *id = PyUnicode_New((Py_ssize_t)count * 2, 127);
+    if (id)
+        to_hex((char *)PyUnicode_1BYTE_DATA(id), random, (int)count);
+    return id;
+}
+
+static PyObject *span_id(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    return random_id(8);
+}
+
+static PyObject *trace_id(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    return random_id(16);
+}
+
+/* copy_flat(attributes) -> a copy of a dict of texts, booleans and numbers under names, else None */
+static PyObject *copy_flat(PyObject *Py_UNUSED(self), PyObject *given)
+{
+    PyObject *key, *item;
+    Py_ssize_t at = 0;
+    if (!PyDict_CheckExact(given))
+        Py_RETURN_NONE;
+    while (PyDict_Next(given, &at, &key, &item))
+        if (!PyUnicode_CheckExact(key) || !PyUnicode_GET_LENGTH(key) ||
+            !(PyUnicode_CheckExact(item) || PyBool_Check(item) || PyLong_CheckExact(item) || PyFloat_CheckExact(item)))
+            Py_RETURN_NONE;
+    return PyDict_Copy(given);
 }
 
 static PyMethodDef functions[] = {
@@ -566,6 +689,10 @@ static PyMethodDef functions[] = {
 #endif
     {"encode_plain", (PyCFunction)(void (*)(void))py_encode_plain, METH_FASTCALL, NULL},
     {"event", (PyCFunction)(void (*)(void))event, METH_FASTCALL, NULL},
+    {"span", (PyCFunction)(void (*)(void))span, METH_FASTCALL, NULL},
+    {"span_id", span_id, METH_NOARGS, NULL},
+    {"trace_id", trace_id, METH_NOARGS, NULL},
+    {"copy_flat", copy_flat, METH_O, NULL},
     {"telemetry", (PyCFunction)(void (*)(void))telemetry, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL}};
 

@@ -6,7 +6,10 @@ A forked child begins with empty pools, so it never gives out an id of its paren
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from os import getpid
+
+from otledger import speed
 
 _pid = getpid()
 """The process that the pools are of: a fork from C may run no hooks."""
@@ -20,7 +23,7 @@ def event_prefix(millisecond: int) -> str:
 
     They hold the time, the version, 12 random bits, and the variant.
     """
-    return f"{millisecond & 0xFFFFFFFFFFFF:012x}7{span_id()[:3]}8"
+    return f"{millisecond & 0xFFFFFFFFFFFF:012x}7{_span_id()[:3]}8"
 
 
 def event_rest() -> str:
@@ -34,8 +37,7 @@ def event_rest() -> str:
         return _refill(_events, 15)
 
 
-def span_id() -> str:
-    """Give 16 random lower-case hex digits that are not all zero."""
+def _span_id() -> str:
     if getpid() != _pid:
         _after_fork()
     try:
@@ -44,14 +46,19 @@ def span_id() -> str:
         return _refill(_spans, 16)
 
 
-def trace_id() -> str:
-    """Give 32 random lower-case hex digits that are not all zero."""
+def _trace_id() -> str:
     if getpid() != _pid:
         _after_fork()
     try:
         return _traces.pop()
     except IndexError:
         return _refill(_traces, 32)
+
+
+span_id: Callable[[], str] = speed.span_id or _span_id
+"""Gives 16 random lower-case hex digits that are not all zero."""
+trace_id: Callable[[], str] = speed.trace_id or _trace_id
+"""Gives 32 random lower-case hex digits that are not all zero."""
 
 
 def _refill(pool: list[str], length: int) -> str:

@@ -145,16 +145,19 @@ class _Take:
     def from_block(self, source: _Source, piece: Piece, start: int, block: list[bytes]) -> Iterator[Record]:
         """Give the wanted records of lines that follow each other from offset `start` on."""
         line_test, record_test = self._line_test, self._record_test
-        for line in block:
-            if line_test is not None and not line_test(line):
-                continue
+        if block and not block[-1].endswith(b"\n"):
+            # Torn, or a piece of a line that is too long.
+            if len(block[-1]) > MAX_LINE:
+                self._fault(source, piece, start, block, block[-1], ValueError("the line is too long"))
+            block = block[:-1]
+        for line in block if line_test is None else filter(line_test, block):
             try:
                 record = decode(line)
             except DECODE_ERRORS as error:
                 self._fault(source, piece, start, block, line, error)
                 continue
             record.line = line
-            if (record_test is None or record_test(record)) and line.endswith(b"\n"):
+            if record_test is None or record_test(record):
                 yield record
 
     def _fault(

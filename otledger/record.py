@@ -393,14 +393,19 @@ class Encoder:
             raise _too_large(part)
         return id, part
 
+    def own_head(self, type: str) -> str:
+        """Give what stands between id and time in otledger's own records of a type."""
+        head = self._own_heads.get(type)
+        if head is None:
+            head = self._own_heads[type] = self._make_head(type, self.source)
+        return head
+
     def telemetry(self, type: str, ns: Any, payload: str, members: str = "") -> bytes:
         """Give the part of one of otledger's own records, whose payload is JSON already.
 
         Where `ns` is no instant between the years 1970 and 9999 the time is now.
         """
-        head = self._own_heads.get(type)
-        if head is None:
-            head = self._own_heads[type] = self._make_head(type, self.source)
+        head = self.own_head(type)
         if ns.__class__ is not int or not 1_000_000 <= ns < _YEAR_10000:
             ns = now_ns()
         before = f'Z"{self._machine}{members}'

@@ -22,7 +22,7 @@ from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.span import TraceState
 
 from otledger import context as ctx
-from otledger import ids, values
+from otledger import ids, speed, values
 from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.errors import ConfigurationError
 from otledger.identity import boot_id
@@ -32,6 +32,8 @@ from otledger.writer import OpenSpan, text_of
 log = logging.getLogger("otledger")
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+encode_span = speed.span
 
 _INTERNAL = SpanKind.INTERNAL
 _UNSET = StatusCode.UNSET
@@ -89,6 +91,20 @@ class Limits:
             length=read("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", length),
             other_length=length,
         )
+
+
+def _copy_flat(given: Any) -> dict[str, Any] | None:
+    if (
+        type(given) is dict
+        and PLAIN.issuperset(map(type, given.values()))
+        and _TEXT.issuperset(map(type, given))
+        and "" not in given
+    ):
+        return given.copy()
+    return None
+
+
+copy_flat = speed.copy_flat or _copy_flat
 
 
 class Recorder(Protocol):
@@ -212,15 +228,9 @@ class Span(OtelSpan):
 
     def _take_given(self, given: Mapping[str, Any]) -> None:
         limits = self._recorder.limits
-        if (
-            type(given) is dict
-            and limits.length is None
-            and (limits.attributes is None or len(given) <= limits.attributes)
-            and PLAIN.issuperset(map(type, given.values()))
-            and _TEXT.issuperset(map(type, given))
-            and "" not in given
-        ):
-            self._attributes = given.copy()
+        flat = copy_flat(given) if limits.length is None else None
+        if flat is not None and (limits.attributes is None or len(flat) <= limits.attributes):
+            self._attributes = flat
         else:
             self.set_attributes(given)
 
@@ -536,6 +546,23 @@ class Span(OtelSpan):
 
     def end_part(self) -> bytes:
         """Give the part of the end record."""
+        if encode_span is not None and self._plain and not (self._events or self._links or self._trace_state):
+            encoder = self._recorder.encoder
+            part = encode_span(
+                encoder.own_head("otel.span.end"),
+                encoder.before if self._turn is None else f'{encoder.before},"ipchash":{_dumps(self._turn)}',
+                self.trace_id,
+                self.span_id,
+                self.trace_flags,
+                encode_name(self.name),
+                self._before_start(),
+                self._start,
+                self._end,
+                self._attributes,
+                self._outcome() + self._recorder.span_members,
+            )
+            if part is not None:
+                return part
         return self._part("otel.span.end", self._end, self._attributes, self._events, "")
 
     def _part(
@@ -552,14 +579,8 @@ class Span(OtelSpan):
 
         `cut` shortens what a line has no place for, as telemetry has no caller to refuse (format, 4).
         """
-        before = after = ""
+        before, after = self._before_start(), ""
         start, end = self._start, self._end
-        if self.kind is not _INTERNAL:
-            before = f',"kind":"{self.kind.name}"'
-        if self._parent_id is not None:
-            before += f',"parent_span_id":"{self._parent_id}"'
-            if self._parent_remote:
-                before += ',"parent_is_remote":true'
         if end is not None:
             after = f',"end":{end if end.__class__ is int else _dumps(end)}'
         try:
@@ -571,14 +592,7 @@ class Span(OtelSpan):
                 after += f',"attributes":{encode_plain(attributes).decode()}'
         except values.TooDeep:
             return self._part(type, ns, attributes, events, process, cut=True)
-        if self._status is not _UNSET:
-            status = {"code": self._status.name}
-            if self._description is not None:
-                status["description"] = self._description[:_SHORT] if cut else self._description
-            after += f',"status":{_dumps(status)}'
-        if self._dropped or self._dropped_events or self._dropped_links:
-            counts = {"attributes": self._dropped, "events": self._dropped_events, "links": self._dropped_links}
-            after += f',"dropped":{_dumps({name: count for name, count in counts.items() if count})}'
+        after += self._outcome(cut=cut)
         members = f',"traceparent":"00-{self.trace_id}-{self.span_id}{_FLAGS[self.trace_flags & 0xFF]}'
         if (self._trace_state or self._turn is not None) and not cut:
             members = self._more_members()
@@ -594,6 +608,28 @@ class Span(OtelSpan):
         if len(part) > _MAX_PART and not cut:
             return self._part(type, ns, attributes, events, process, cut=True)
         return part
+
+    def _before_start(self) -> str:
+        """Give the members of a record's data between name and start."""
+        members = "" if self.kind is _INTERNAL else f',"kind":"{self.kind.name}"'
+        if self._parent_id is not None:
+            members += f',"parent_span_id":"{self._parent_id}"'
+            if self._parent_remote:
+                members += ',"parent_is_remote":true'
+        return members
+
+    def _outcome(self, *, cut: bool = False) -> str:
+        """Give the members of a record's data that tell the status, and what was dropped."""
+        members = ""
+        if self._status is not _UNSET:
+            status = {"code": self._status.name}
+            if self._description is not None:
+                status["description"] = self._description[:_SHORT] if cut else self._description
+            members = f',"status":{_dumps(status)}'
+        if self._dropped or self._dropped_events or self._dropped_links:
+            counts = {"attributes": self._dropped, "events": self._dropped_events, "links": self._dropped_links}
+            members += f',"dropped":{_dumps({name: count for name, count in counts.items() if count})}'
+        return members
 
     def _cut_collections(self, attributes: dict[str, Any], events: Sequence[dict[str, Any]]) -> str:
         encoded, count = cut_largest(attributes, events, self._links, _MAX_PART - _CUT_ROOM)

@@ -25,6 +25,15 @@ event: Callable[[dict[Any, str], Any, str, Any, int | None], tuple[str, bytes] |
 time (None: now); None where the head is not known, or payload or time are none of the usual ones."""
 telemetry: Callable[[str, str, str, int | None], bytes | None] | None = getattr(_compiled, "telemetry", None)
 """The same from a payload that is JSON already."""
+span: Callable[[str, str, str, str, int, str, str, Any, Any, dict[str, Any], str], bytes | None] | None = getattr(
+    _compiled, "span", None
+)
+"""Gives the part of an ended span from its head, what stands before the trace's header, trace and span id, flags,
+name as JSON, members before its start, start, end, plain attributes, and members after these."""
+copy_flat: Callable[[Any], dict[str, Any] | None] | None = getattr(_compiled, "copy_flat", None)
+"""Gives a copy of a dict of texts, booleans and numbers, by names that are not empty; None of anything else."""
+trace_id: Callable[[], str] | None = getattr(_compiled, "trace_id", None)
+span_id: Callable[[], str] | None = getattr(_compiled, "span_id", None)
 encode_plain: Callable[[Any, int], bytes | None] | None = getattr(_compiled, "encode_plain", None)
 """Gives a payload as JSON; None where `values` has to look at it."""
 stamp: Callable[[list[bytes], int, bytes], list[bytes]] | None = getattr(_hashing, "stamp", None)
