@@ -408,6 +408,8 @@ class Writer:
         if self._thread is None or self._pid != os.getpid():
             self._start()
         elif self._asleep:
+            # Once: until the thread runs again, nobody else need wake it.
+            self._asleep = _BUSY
             self._wake.notify()
 
     def _start(self) -> None:
