@@ -159,10 +159,9 @@ class _Core:
             self.span_members = self._describe_spans()
         if trace._TRACER_PROVIDER is not None and (sdk := provider.sdk_provider()) is not None:
             provider.begin(sdk, span, self.config.forward)
-        own.put_span(span.opened)
+        own.put_span(span.span_id, span.start_part)
 
     def span_ended(self, span: Span) -> None:
-        span.opened.clear()
         if trace._TRACER_PROVIDER is not None and span.trace_flags & 1 and self.config.forward:
             sdk = provider.sdk_provider()
             if sdk is not None:
@@ -171,6 +170,7 @@ class _Core:
         if own is None:
             writer.log.warning("span %r ended after its ledger was closed: its end is not recorded", span.name)
             return
+        own.end_span(span.span_id)
         if own.full and not self._room_at_once(own):
             own.drop("queue full")
             return

@@ -27,7 +27,7 @@ from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.errors import ConfigurationError
 from otledger.identity import boot_id
 from otledger.record import Encoder
-from otledger.writer import OpenSpan, text_of
+from otledger.writer import text_of
 
 log = logging.getLogger("otledger")
 
@@ -145,7 +145,7 @@ class Span(OtelSpan):
         ),
         *("_given_links", "_left", "_links", "_parent", "_parent_context", "_parent_id", "_parent_remote", "_plain"),
         *("_record_exception", "_recorder", "_set_status_on_exception", "_span_context", "_start", "_status", "_token"),
-        *("_trace_state", "_turn", "kind", "name", "opened", "span_id", "trace_flags", "trace_id"),
+        *("_trace_state", "_turn", "kind", "name", "span_id", "trace_flags", "trace_id"),
     )
 
     def __init__(
@@ -221,8 +221,6 @@ class Span(OtelSpan):
             self.add_link(link.context, link.attributes)
         if self._start is None:
             self._start = time.time_ns()
-        # For the writer's queue; emptied at the end.
-        self.opened: OpenSpan = [self.start_part]
         self._recorder.span_started(self)
         return context
 

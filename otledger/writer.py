@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -53,11 +52,8 @@ class Waiter(Protocol):
     def set_exception(self, exception: Any, /) -> None: ...
 
 
-OpenSpan = list[Callable[[], bytes]]
-"""What gives the start record of a span, alone in a list that is emptied when the span ends.
-
-Not the span itself: in the queue it would keep the memory of thousands that have ended.
-"""
+StartPart = Callable[[], bytes]
+"""Gives the part of the start record of a span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +105,8 @@ class Writer:
         self._pid = os.getpid()
         # Appended to without a lock.
         self._parts: list[bytes] = []
-        self._spans: deque[OpenSpan] = deque()
+        # Spans that began, and whose start is not recorded yet, by what identifies them.
+        self._spans: dict[Any, StartPart] = {}
         self._bytes_in = 0
         # Re-entrant: a signal handler or a finalizer that logs into the ledger may interrupt who holds it.
         self._lock = threading.RLock()
@@ -217,18 +214,22 @@ class Writer:
     def _closed_for_new(self) -> LedgerClosed:
         return LedgerClosed(f"the ledger {self.config.root} is closed: nothing more is accepted")
 
-    def put_span(self, span: OpenSpan) -> None:
+    def put_span(self, key: Any, start: StartPart) -> None:
         """Have the start of a span recorded if it is still open when the next batch is written."""
         if self._closed:
             raise self._closed_for_new()
         if len(self._spans) >= self.config.queue_records:
             # The disk hangs; the end record stands alone.
             return
-        # No lock: a deque's append is atomic, and the thread looks at it after saying that it sleeps.
-        self._spans.append(span)
+        # No lock: a dict's item is set in one step, and the thread looks at it after saying that it sleeps.
+        self._spans[key] = start
         if self._asleep == _IDLE:
             with self._lock:
                 self._rouse()
+
+    def end_span(self, key: Any) -> None:
+        """Have no start recorded of a span that has ended."""
+        self._spans.pop(key, None)
 
     def use(self, resource: Resource) -> None:
         """Have `resource` stored in each segment before what is queued from now on."""
@@ -437,7 +438,7 @@ class Writer:
             self._process(batch, waiters, spans)
         self.journal.close()
 
-    def _next(self) -> tuple[Batch | None, list[tuple[int, str, Any]], list[OpenSpan]]:
+    def _next(self) -> tuple[Batch | None, list[tuple[int, str, Any]], list[StartPart]]:
         """Under _lock: wait for work, and take it off the queue. No batch: the end."""
         while not (self._parts or self._spans or self._gaps or self._waiters or self._retry):
             if self._closing:
@@ -482,8 +483,8 @@ class Writer:
             return SPACE_INTERVAL
         return max(0.0, self._synced + self.config.sync_interval - time.monotonic()) if self._unsynced else None
 
-    def _take(self) -> tuple[Batch, list[tuple[int, str, Any]], list[OpenSpan]]:
-        spans = [self._spans.popleft() for _ in range(len(self._spans))]
+    def _take(self) -> tuple[Batch, list[tuple[int, str, Any]], list[StartPart]]:
+        spans = self._take_spans()
         gaps, self._gaps = self._gaps, {}
         own = [self._gap_part(reason, gap) for reason, gap in gaps.items()]
         taken = self._parts[:BATCH_RECORDS]
@@ -499,6 +500,12 @@ class Writer:
         if not self._parts:
             self._passing = {}
         return Batch([*own, *taken], resources), [(at + len(own), id, w) for at, id, w in now], spans
+
+    def _take_spans(self) -> list[StartPart]:
+        spans = self._spans
+        # Each is its owner's until it is taken: it may end at this moment.
+        taken = [spans.pop(key, None) for key in list(spans)]
+        return [start for start in taken if start is not None]
 
     def _set_in_flight(self, records: int, size: int) -> None:
         """Note what was taken off the queue and is not written yet: it counts as queued."""
@@ -516,7 +523,7 @@ class Writer:
         }
         return self.journal.encoder.telemetry("otledger.gap", now_ns(), dumps(data))
 
-    def _process(self, batch: Batch, waiters: list[tuple[int, str, Any]], spans: list[OpenSpan]) -> None:
+    def _process(self, batch: Batch, waiters: list[tuple[int, str, Any]], spans: list[StartPart]) -> None:
         starts = self._start_parts(spans)
         if starts:
             self._taken += len(starts)
@@ -540,19 +547,13 @@ class Writer:
         self._current = []
         self._settle(batch, ack, error, waiters)
 
-    def _start_parts(self, spans: list[OpenSpan]) -> list[bytes]:
+    def _start_parts(self, spans: list[StartPart]) -> list[bytes]:
         parts = []
-        for span in filter(None, spans):
+        for start in spans:
             try:
-                part = span[0]()
-            except IndexError:
-                # It ends at this moment.
-                continue
+                parts.append(start())
             except Exception as error:  # One span's oddity must not stop the writer.
                 self.report(error)
-                continue
-            if span:
-                parts.append(part)
         return parts
 
     def _watch_lock(self) -> None:

@@ -15,15 +15,12 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from otledger import context as ctx
 from otledger.errors import LedgerClosed
 from otledger.provider import RECORDED
-from otledger.writer import OpenSpan
 
 from .settings import Sink, flag, resolve
 
 CLOSE_TIMEOUT = 10.0
 MOST_OPEN = 100_000
-"""So many spans that are open at once are known; beyond that start records may follow their ends."""
-
-_UNKNOWN: tuple[OpenSpan, None] = [], None
+"""Of so many open spans the turns are known; of more, the end record is in no turn."""
 
 
 def recorded(span: ReadableSpan) -> bool:
@@ -43,8 +40,8 @@ class LedgerSpanProcessor(SpanProcessor):
 
     def __init__(self, **settings: Any) -> None:
         self.sink = Sink(resolve(**settings))
-        # By the span's id, as `on_end` is given another object.
-        self._open: dict[int, tuple[OpenSpan, str | None]] = {}
+        # The turn that each open span began in. By the span's id, as `on_end` is given another object.
+        self._turns: dict[int, str] = {}
 
     @classmethod
     def install(cls, provider: TracerProvider, **settings: Any) -> LedgerSpanProcessor:
@@ -68,17 +65,19 @@ class LedgerSpanProcessor(SpanProcessor):
         """Have the start recorded if the span is still open when the next batch is written."""
         context = ctx.current() if parent_context is None else parent_context
         turn = ctx.current_turn(context) if context else None
-        opened: OpenSpan = [partial(self.sink.recorder.span_start, span, turn)]
-        if len(self._open) < MOST_OPEN:
-            self._open[span.context.span_id] = opened, turn
+        key = span.context.span_id
+        if turn is not None and len(self._turns) < MOST_OPEN:
+            self._turns[key] = turn
         if not self.sink.closed:
             with suppress(LedgerClosed):
-                self.sink.writer.put_span(opened)
+                self.sink.writer.put_span(key, partial(self.sink.recorder.span_start, span, turn))
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span's end record."""
-        opened, turn = self._open.pop(span.context.span_id, _UNKNOWN)
-        opened.clear()
+        key = span.context.span_id
+        turn = self._turns.pop(key, None)
+        if not self.sink.closed:
+            self.sink.writer.end_span(key)
         setattr(span, RECORDED, True)
         try:
             part = self.sink.recorder.span_end(span, turn)
