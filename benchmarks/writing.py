@@ -156,9 +156,9 @@ def opening(bench: Bench) -> list[Measurement]:
         return spread(opened - check for opened, check in times)
 
     def note() -> str:
-        keys = ("open_ms", "check_ms", "records")
-        opened, check, records = (rounds.median("otledger", key) for key in keys)
-        return f"open {opened:.1f} ms, check {check:.1f} ms for {records:,.0f} records"
+        keys = ("open_ms", "check_ms", "records", "load_ms")
+        opened, check, records, load = (rounds.median("otledger", key) for key in keys)
+        return f"open {opened:.1f} ms, check {check:.1f} ms for {records:,.0f} records; loading the code {load:.0f} ms"
 
     return [judged(what, "ms", beyond, at_most(50), note)]
 

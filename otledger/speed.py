@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 _compiled: Any = None
 if not os.environ.get("OTLEDGER_PURE"):
     with contextlib.suppress(ImportError):
-        from otledger import _speed as _compiled
+        _compiled = importlib.import_module("otledger._speed")
 
 # Without the processor's SHA-256 instructions hashlib is faster.
 _hashing = _compiled if _compiled is not None and _compiled.hashes else None

@@ -1,7 +1,7 @@
 """Checking chunks in processes of their own, which cost an event loop in this one nothing.
 
-A worker is `python -m otledger.workers`: it reads chunks as lines of JSON and answers with what they hold. It
-needs nothing of the program that started it, so scripts without a `__main__` guard work too.
+A worker is `python -m otledger.chunks`. It needs nothing of the program that started it, so scripts without a
+`__main__` guard work too.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from queue import SimpleQueue
 
 import msgspec
 
+from otledger.chunks import Chunk
 from otledger.errors import LedgerError
-from otledger.verifier import Chunk, check_chunk
 
 
 def check_chunks(chunks: list[Chunk], processes: int) -> Iterator[Chunk]:
     """Give the chunks checked, in their order, by as many worker processes."""
     count = min(processes, len(chunks))
-    command = [sys.executable, "-m", "otledger.workers"]
+    command = [sys.executable, "-m", "otledger.chunks"]
     workers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(count)
     ]
@@ -64,15 +64,3 @@ def _ask(worker: subprocess.Popen[bytes], chunk: Chunk) -> Chunk:
         blocks.append(block)
         left -= len(block)
     return msgspec.json.decode(b"".join(blocks), type=Chunk)
-
-
-def main() -> None:
-    """Answer on stdout for each chunk on stdin, until that ends."""
-    for line in sys.stdin.buffer:
-        answer = msgspec.json.encode(check_chunk(msgspec.json.decode(line, type=Chunk)))
-        sys.stdout.buffer.write(len(answer).to_bytes(8, "big") + answer)
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()

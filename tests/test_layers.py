@@ -18,7 +18,7 @@ LAYERS = (
     ("query", "predecessors"),
     ("integrations", "logging_handler"),
     ("ledger",),
-    ("span", "provider", "reader", "follow", "verify", "verifier", "workers", "projection", "writer"),
+    ("span", "provider", "reader", "follow", "verify", "verifier", "chunks", "workers", "projection", "writer"),
     ("journal", "checkpoint", "recovery", "lock", "clock", "folder"),
     ("segment",),
     ("record", "batch", "replay", "turns", "tree", "strict", "filter", "processors", "schemas", "context"),

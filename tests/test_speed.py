@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from otledger import speed, values
 from otledger.batch import ZEROS, stamp_plainly
+from otledger.chunks import Chunk, check_chunk
 from otledger.errors import EventRefused
 from otledger.record import Encoder, parse, parse_time
-from otledger.verifier import Chunk, check_chunk
 
 SOURCE = Path(speed.__file__).with_name("_speed.c")
 
@@ -160,7 +160,7 @@ def test_checks_are_equal(
     if block is not None:
         if len(content) > 1 << 20:
             pytest.skip("a long line in small blocks takes long, and shows nothing more")
-        monkeypatch.setattr("otledger.verifier.BLOCK", block)
+        monkeypatch.setattr("otledger.chunks.BLOCK", block)
     for start, end in ((0, len(content)), (0, 9000), (4000, 9001), (4000, len(content))):
         due = seq if start == 0 else -1
         ours = findings(tmp_path / "f", content, start, end, due, None)
