@@ -109,10 +109,18 @@ class _Loose(Exception):
 
 
 class Run:
-    """Applies the lines of one machine that follow `place`, batch by batch."""
+    """Applies the lines of one machine that follow `place`, where the database's `position` stands, batch by batch."""
 
     def __init__(
-        self, plan: Plan, store: Store, partition: Partition, place: Place | None, count: Count, *, rebuilding: bool
+        self,
+        plan: Plan,
+        store: Store,
+        partition: Partition,
+        position: Position | None,
+        place: Place | None,
+        count: Count,
+        *,
+        rebuilding: bool,
     ) -> None:
         self._plan = plan
         self._line_test, self._record_test = plan.filter.compile() if plan.filter is not None else (None, None)
@@ -121,7 +129,7 @@ class Run:
         self._chained = partition.chain.chained
         self._count = count
         self._rebuilding = rebuilding
-        self._position = store.positions().get(partition.machine)
+        self._position = position
         self._before = place.line[-67:-3] if place is not None and self._chained else None
         """The checksum of the line before; None where any line may follow."""
 

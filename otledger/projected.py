@@ -103,7 +103,7 @@ class Store:
             whose = f"of the projection {', '.join(map(repr, names))}" if names else "of something else"
             raise ProjectionError(f"{self.path} is the database {whose}; give {self._name!r} another", path=self.path)
         # Readers go on while it is written to. What a power failure takes is taken from the ledger again.
-        self.connection.execute("PRAGMA journal_mode = WAL")
+        _patiently(lambda: self.connection.execute("PRAGMA journal_mode = WAL"))
         self.connection.execute("PRAGMA synchronous = NORMAL")
 
     def _make(self, identity: Identity, setup: Setup | None) -> None:
@@ -266,6 +266,19 @@ def was_commit(error: BaseException) -> bool:
 def _connect(path: Path) -> sqlite3.Connection:
     # One thread at a time is what the projection sees to.
     return sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None, check_same_thread=False)
+
+
+def _patiently(call: Callable[[], object]) -> None:
+    """Call until the database is not locked: for a change of its mode SQLite itself waits for nobody."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            call()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _no_transactions(action: int, *_: object) -> int:

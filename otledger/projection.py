@@ -232,8 +232,9 @@ class Projection:
             with open_partition(self.root, machine) as partition:
                 if partition is None:
                     continue
-                place = standing(partition, positions.get(machine))
-                run = Run(self._plan, store, partition, place, count, rebuilding=rebuilding)
+                position = positions.get(machine)
+                place = standing(partition, position)
+                run = Run(self._plan, store, partition, position, place, count, rebuilding=rebuilding)
                 for batch in batches(partition.stretches(place)):
                     if self._stop.is_set():
                         raise ProjectionError(f"projection {self.name!r} was stopped")
