@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass
 from math import ceil, exp, log
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 EXACT = 4096
 """Up to so many values percentiles are exact."""
@@ -117,24 +120,27 @@ class Values:
         return sign * 2 * exp(number * _STEP) / (1 + exp(_STEP))
 
 
-class Largest:
-    """Keeps the largest of many items by a key, and of equals the first."""
+class Largest(Generic[T]):
+    """Keeps the largest of many items by a number, and of equals the first."""
 
     __slots__ = ("_items", "_limit", "_taken")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._items: list[tuple[float, int, object]] = []
+        self._items: list[tuple[float, int, T]] = []
         self._taken = 0
 
-    def add(self, value: float, item: object) -> None:
+    def takes(self, value: float) -> bool:
+        """Tell whether an item with this number would be kept."""
+        return len(self._items) < self._limit or value > self._items[0][0]
+
+    def add(self, value: float, item: T) -> None:
         """Take an item."""
         self._taken += 1
-        if len(self._items) < self._limit or value > self._items[0][0]:
+        if self.takes(value):
             insort(self._items, (value, -self._taken, item), key=lambda entry: entry[:2])
-            if len(self._items) > self._limit:
-                self._items.pop(0)
+            del self._items[: len(self._items) - self._limit]
 
-    def items(self) -> list[tuple[float, object]]:
-        """Give values and items, the largest first."""
+    def items(self) -> list[tuple[float, T]]:
+        """Give numbers and items, the largest first."""
         return [(value, item) for value, _, item in reversed(self._items)]
