@@ -11,7 +11,7 @@ from otledger.errors import ConfigurationError
 from otledger.query.findings import Finder, Finding, Mention, finder, mention, number, shower
 from otledger.query.pairing import Pairing, check_key, is_half, value_at
 from otledger.query.rules import Recent, Rules, Sum, as_list, load, type_test
-from otledger.query.scan import DISTINCT, OnFault, Scan, Selection
+from otledger.query.scan import DISTINCT, OnFault, Progress, Scan, Selection
 from otledger.query.stats import Stats, of_tally
 from otledger.record import Record
 
@@ -47,6 +47,7 @@ def digest(
     only: Sequence[str] | None = None,
     on_fault: OnFault | None = None,
     cache: bool = True,
+    progress: Progress | None = None,
 ) -> Digest:
     """Give the digest of the records of `selection`, in one pass and in bounded memory.
 
@@ -57,7 +58,7 @@ def digest(
     selection = selection or Selection()
     known = rules if isinstance(rules, Rules) else load(rules)
     work = _Work(known, [rule.name for rule in known.rule] if only is None else list(only))
-    scan = Scan(root, selection, work.wants, on_fault=on_fault, cache=cache)
+    scan = Scan(root, selection, work.wants, on_fault=on_fault, cache=cache, progress=progress)
     for record in scan:
         work.feed(record)
     return Digest(
@@ -86,7 +87,8 @@ class _Work:
 
     def _takers(self) -> Iterator[tuple[list[str], _Feed]]:
         """Give who takes records, with the types that each takes."""
-        for taker in (*self.sums, *self.recent, *self.finders):
+        takers: list[_Sum | _Recent | Finder] = [*self.sums, *self.recent, *self.finders]
+        for taker in takers:
             yield taker.types, taker.feed
 
     def wants(self, type: str) -> bool:

@@ -15,11 +15,13 @@ from typing import Any
 
 from otledger.errors import ConfigurationError, FormatError, RootError
 from otledger.query import skeleton
+from otledger.query.extents import extents
 from otledger.query.spread import Values
 from otledger.record import Record, format_time, parse
 from otledger.segment import list_machines, open_folder, open_segment, pread
 
 OnFault = Callable[[FormatError], None]
+Progress = Callable[[int, int], None]
 
 DISTINCT = 10_000
 """So many different values are counted on their own; what has another one is counted together."""
@@ -175,8 +177,11 @@ class Scan:
         *,
         on_fault: OnFault | None = None,
         cache: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         self.tally = Tally()
+        self._progress = progress
+        self._done = self._total = 0
         self._root = Path(root)
         self._selection = selection
         self._wanted = wanted
@@ -187,6 +192,8 @@ class Scan:
     def __iter__(self) -> Iterator[Record]:
         chosen = self._selection.machines
         machines = list_machines(self._root) if chosen is None else list(dict.fromkeys(chosen))
+        if self._progress is not None:
+            self._total = sum(extent.end for extent in extents(self._root, machines))
         # A tally a machine: what is counted must not depend on how their blocks alternate.
         tallies = {machine: Tally() for machine in machines}
         streams = [self._of(machine, tally) for machine, tally in tallies.items()]
@@ -210,7 +217,11 @@ class Scan:
             on_fault=self._on_fault,
         )
         for block in blocks:
-            rows = self._accepted(dict(zip(_ALL, block, strict=True)))
+            rows = dict(zip(_ALL, block, strict=True))
+            if self._progress is not None:
+                self._done += sum(rows["size"])
+                self._progress(self._done, self._total)
+            rows = self._accepted(rows)
             if not rows["type"]:
                 continue
             tally.take(machine, rows)

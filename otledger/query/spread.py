@@ -139,7 +139,7 @@ class Largest(Generic[T]):
         self._taken += 1
         if self.takes(value):
             insort(self._items, (value, -self._taken, item), key=lambda entry: entry[:2])
-            del self._items[: len(self._items) - self._limit]
+            del self._items[: max(0, len(self._items) - self._limit)]
 
     def items(self) -> list[tuple[float, T]]:
         """Give numbers and items, the largest first."""

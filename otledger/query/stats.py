@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from otledger.query.pairing import Pairing, PairStats, is_half
-from otledger.query.scan import OTHERS, OnFault, Scan, Selection, Tally
+from otledger.query.scan import OTHERS, OnFault, Progress, Scan, Selection, Tally
 from otledger.query.spread import Spread
 
 KEY = "data.id"
@@ -58,16 +58,19 @@ def stats(
     key: str | None = KEY,
     on_fault: OnFault | None = None,
     cache: bool = True,
+    progress: Progress | None = None,
 ) -> Stats:
     """Give the numbers of the records of `selection`, in one pass and in bounded memory.
 
     `key` is what links the start and the end of a pair (`data.id`, `subject`, an extension); None: no pairs.
     Closed segments are read from their skeletons where there are any (`cache=False`: never). A line that is no
-    record raises `FormatError`, or is handed to `on_fault` and passed over.
+    record raises `FormatError`, or is handed to `on_fault` and passed over. `progress` is told the bytes of the
+    lines that were looked at, and how many there are.
     """
     selection = selection or Selection()
     pairing = Pairing(key) if key is not None else None
-    scan = Scan(root, selection, is_half if pairing is not None else _none, on_fault=on_fault, cache=cache)
+    wanted = is_half if pairing is not None else _none
+    scan = Scan(root, selection, wanted, on_fault=on_fault, cache=cache, progress=progress)
     for record in scan:
         if pairing is not None:
             pairing.feed(record)
