@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import otledger
+from otledger import places
 from otledger.applying import BATCH_RECORDS
 from otledger.errors import ConfigurationError, FormatError, ProjectionError, RootError
 from otledger.places import open_partition
@@ -152,7 +153,9 @@ def test_a_torn_last_line_waits(root: Path, database: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["chained", "evledger"])
-def test_every_record_is_found_by_its_number(root: Path, tmp_path: Path, kind: str) -> None:
+def test_every_record_is_found_by_its_number(root: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that every look-up bisects, down to the line.
+    monkeypatch.setattr(places, "_NEAR", 16)
     if kind == "chained":
         for step in range(4):
             write(root, 200, first=200 * step, max_segment=100_000)
@@ -331,6 +334,29 @@ def test_records_that_were_taken_back(root: Path, database: Path) -> None:
     assert done.rebuilt is not None
     numbers = [json.loads(row[3])["n"] for row in rows(database) if row[2] == "number"]
     assert numbers == [0, 1, 2, 3, 4, 90, 91, 92, 93]
+
+
+def test_a_ledger_that_becomes_another_while_it_is_read(root: Path, database: Path) -> None:
+    other = root.with_name("other")
+    for place, first in ((root, 0), (other, 100)):
+        write(place, 5, first=first)
+        write(place, 5, first=first + 5, max_segment=100)
+        write(place, 5, first=first + 10, max_segment=100)
+    segments = sorted(path.name for path in root.glob("m1/*.jsonl"))
+    assert len(segments) > 2
+    swapped = False
+
+    def apply(connection: sqlite3.Connection, record: otledger.Record) -> None:
+        nonlocal swapped
+        if not swapped:
+            swapped = True
+            for name in segments:
+                (root / "m1" / name).write_bytes((other / "m1" / name).read_bytes())
+        insert(connection, record)
+
+    with projection(root, database, apply) as view:
+        assert view.catch_up_sync().rebuilt is not None
+    assert rows(database) == naive(other)
 
 
 # What apply does

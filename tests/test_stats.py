@@ -93,7 +93,7 @@ def test_the_spread_of_many_values_is_near_and_small(shape: str) -> None:
         "few": lambda: float(chance.randrange(1, 4)),
         "zeros": lambda: chance.choice([0.0, 0.0, 0.0, 1e-9, 1e12]),
     }
-    numbers = [make[shape]() for _ in range(3 * EXACT)]
+    numbers = [make[shape]() for _ in range(3 * EXACT + 30)]
     whole, parts = Values(), [Values() for _ in range(3)]
     for at, number in enumerate(numbers):
         whole.add(number)
@@ -186,6 +186,9 @@ def write_many(root: Path) -> None:
             for n in range(400):
                 with ledger.span(f"work {n % 3}", attributes={"n": n}) as span:
                     ledger.emit("order.placed", {"id": n}, subject=f"t{n % 7}")
+                    if n % 40 == 0:
+                        # The span has a start record then.
+                        ledger.flush()
                     if n % 50 == 0:
                         span.set_status(otledger.span.StatusCode.ERROR, "broken")
                 ledger.emit("job.start", {"id": n})
@@ -197,8 +200,6 @@ def write_many(root: Path) -> None:
                     ledger.emit("push", source=f"/a/{n % 2}")
                     ledger.emit("test.passed", source="/a/1")
                 ledger.emit("task.shipped", {"tokens": 100 if n % 90 else 5_000, "cost": "0.5"})
-                if n % 40 == 0:
-                    ledger.flush()
             ledger.start_span("left open")
 
 
@@ -238,6 +239,15 @@ def test_the_numbers_of_spans_and_pairs(root: Path) -> None:
     assert pairs.seconds is not None
     assert pairs.seconds.count == 720
     assert (pairs.unmatched_starts, pairs.unmatched_ends) == (80, 0)
+
+
+def test_pairs_of_one_key_are_linked_oldest_first(root: Path) -> None:
+    steps = [(0, "start", 1), (10, "start", 1), (15, "end", 1), (16, "end", 2), (40, "end", 1), (41, "start", None)]
+    emit(root, *((second, f"job.{half}", {"id": id}) for second, half, id in steps))
+    pairs = stats(root).pairs["job"]
+    assert pairs.seconds is not None
+    assert (pairs.seconds.min, pairs.seconds.max) == (15, 30)
+    assert (pairs.unmatched_starts, pairs.unmatched_ends) == (1, 1)
 
 
 def test_what_is_counted_one_by_one_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
