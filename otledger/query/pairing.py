@@ -1,4 +1,7 @@
-"""Start/end pairs of plain events (`*.start`, `*.end`), summed up by type, as `stats` and `digest` need them."""
+"""Start/end pairs of plain events (`*.start`, `*.end`), summed up by type, as `stats` and `digest` need them.
+
+The only place where these two link starts with ends: `Pairing.feed` and `is_half` are what another way of it has to give.
+"""
 
 from __future__ import annotations
 
