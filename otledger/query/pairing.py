@@ -1,6 +1,6 @@
 """Start/end pairs of plain events (`*.start`, `*.end`), summed up by type, as `stats` and `digest` need them.
 
-The only place where these two link starts with ends: `Pairing.feed` and `is_half` are what another way of it has to give.
+The only place where these two link starts with ends: another way of it has to give `Pairing.feed` and `is_half`.
 """
 
 from __future__ import annotations
