@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from otledger.ledger import Ledger, SyncLedger, open, open_sync
     from otledger.logging_handler import LoggingHandler
     from otledger.processors import redact
+    from otledger.projection import Projection
     from otledger.reader import Reader
     from otledger.record import Draft, Record, ipc_hash
     from otledger.span import Span
@@ -42,6 +43,7 @@ __all__ = [
     "LedgerClosed",
     "LedgerError",
     "LoggingHandler",
+    "Projection",
     "QueueFull",
     "Reader",
     "Receipt",
@@ -66,6 +68,7 @@ _HOMES = {
     "ledger": ("Ledger", "SyncLedger", "open", "open_sync"),
     "logging_handler": ("LoggingHandler",),
     "processors": ("redact",),
+    "projection": ("Projection",),
     "reader": ("Reader",),
     "record": ("Draft", "Record", "ipc_hash"),
     "span": ("Span",),

@@ -9,6 +9,7 @@ LedgerError
 ├── EventRefused         this event cannot be stored: also a ValueError
 ├── QueueFull            no place in the queue before the deadline
 ├── LowSpace             less than `min_free` left on the file system
+├── ProjectionError      a projection stopped, or its database cannot be used
 └── JournalError         a write did not succeed; the records stay queued
     ├── LockTimeout      another process holds the lock
     ├── DiskFull         no space, or no quota
@@ -73,6 +74,19 @@ class QueueFull(LedgerError):
 
 class LowSpace(LedgerError):
     """Less than `min_free` bytes are left on the file system. The event was not accepted, and is counted."""
+
+
+class ProjectionError(LedgerError):
+    """A projection stopped, or its database cannot be used. `machine` and `seq` name the record, where it was one.
+
+    The database is as it was at the position that the message names. `__cause__` is what `apply` raised.
+    """
+
+    def __init__(
+        self, message: str, *, path: Path | str | None = None, machine: str | None = None, seq: int | None = None
+    ) -> None:
+        super().__init__(message, path=path, seq=seq)
+        self.machine = machine
 
 
 class JournalError(LedgerError):

@@ -14,7 +14,17 @@ from otledger.batch import MAX_LINE
 from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
 from otledger.record import DECODE_ERRORS, Record, decode
-from otledger.segment import BLOCK, Chain, Piece, line_blocks, list_machines, open_folder, open_segment, read_chain
+from otledger.segment import (
+    BLOCK,
+    Chain,
+    Piece,
+    file_size,
+    line_blocks,
+    list_machines,
+    open_folder,
+    open_segment,
+    read_chain,
+)
 
 if TYPE_CHECKING:
     from otledger.follow import Cursor, Follower
@@ -112,7 +122,9 @@ class Reader:
             fd = _open(source, piece)
             try:
                 offset = 0
-                for block in line_blocks(fd, 0, piece.size):
+                # Up to where it ends now: of a line that is being written the rest alone would be none.
+                end = file_size(fd) if piece.size is None else piece.size
+                for block in line_blocks(fd, 0, end):
                     yield from take.from_block(source, piece, offset, block)
                     offset += sum(map(len, block))
             finally:

@@ -39,6 +39,7 @@ PUBLIC = {
     "LedgerError",
     "LoggingHandler",
     "QueueFull",
+    "Projection",
     "Reader",
     "Receipt",
     "Record",

@@ -798,3 +798,16 @@ async def test_a_follower_that_is_closed_leaves_nothing_open(root: Path, written
     gc.collect()
     await asyncio.sleep(0.01)
     assert watches() == before
+
+
+def test_a_line_that_is_completed_while_it_is_read(root: Path) -> None:
+    with otledger.Journal(root, machine="m1", service="s") as journal:
+        journal.append([otledger.Draft("a", n) for n in range(3)])
+    (segment,) = root.glob("m1/*.jsonl")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-100])
+    records = otledger.Reader(root).records(otledger.Filter(control=False))
+    assert next(records).data == 0
+    with segment.open("ab") as file:
+        file.write(whole[-100:])
+    assert [record.data for record in records] == [1, 2]
