@@ -623,17 +623,18 @@ class Writer:
         _wake_rooms(rooms)
 
     def _update_full(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
-        """Under _lock: see whether there is room again. Gives those who waited for it."""
+        """Under _lock: see whether there is room again. Gives those who are to look: for room, or why there is none."""
         config = self.config
         roomy = (
             len(self._parts) + self._in_flight_records < config.queue_records * LOW_WATER
             and self._bytes_in - self._bytes_out + self._in_flight_bytes < config.queue_bytes * LOW_WATER
         )
-        if self._refusing is not None or (self._failing and config.raise_errors):
+        refused = self._refusing is not None or (self._failing and config.raise_errors)
+        if refused:
             self.full = True
         elif roomy:
             self.full = False
-        if self.full and self._refusing is None:
+        if self.full and not refused:
             return []
         rooms, self._room = self._room, []
         return rooms
@@ -647,6 +648,9 @@ class Writer:
     def _note(self, error: BaseException) -> None:
         """Count an error and tell the listeners; log the first of a series."""
         again = self._failing and str(error) == self.last_error
+        if self.config.raise_errors:
+            # Before anybody can see that it fails: from then on events are refused.
+            self.full = True
         self._failing = True
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
         if not again:
