@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 from otledger.errors import EventRefused, JournalError, LedgerClosed, LowSpace, QueueFull
-from otledger.ledger import _View
 from otledger.record import check_type
+from otledger.view import BaseView
 from otledger.writer import log, text_of
 
 TYPE = "log.{level}"
@@ -38,7 +38,7 @@ class Recording:
     ledger is not open is counted in `lost`, and the first of a series is warned of.
     """
 
-    def __init__(self, ledger: _View, type: str = TYPE) -> None:
+    def __init__(self, ledger: BaseView, type: str = TYPE) -> None:
         check_type(_type_of(type, "info"))
         self.lost = 0
         self._ledger = ledger
@@ -105,7 +105,7 @@ class LoggingHandler(logging.Handler):
     otledger's own logger are left to other handlers. Raises `EventRefused` for a type that is not allowed.
     """
 
-    def __init__(self, ledger: _View, level: int | str = logging.NOTSET, *, type: str = TYPE) -> None:
+    def __init__(self, ledger: BaseView, level: int | str = logging.NOTSET, *, type: str = TYPE) -> None:
         super().__init__(level)
         self._recording = Recording(ledger, type)
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-import orjson
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context.context import Context
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
@@ -27,6 +26,7 @@ from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.errors import ConfigurationError
 from otledger.identity import boot_id
 from otledger.record import Encoder
+from otledger.spandata import PLAIN, collections, cut_largest, dumps, encode_name, encode_plain, named, process_started
 from otledger.writer import text_of
 
 log = logging.getLogger("otledger")
@@ -37,7 +37,6 @@ encode_span = speed.span
 
 _INTERNAL = SpanKind.INTERNAL
 _UNSET = StatusCode.UNSET
-PLAIN = frozenset((str, bool, int, float))
 _TEXT = frozenset((str,))
 _FLAGS = [f'-{flags:02x}"' for flags in range(256)]
 _MAX_PART = MAX_LINE - STAMP_ROOM
@@ -533,14 +532,14 @@ class Span(OtelSpan):
         """The members of a record that was emitted in this span: `traceparent`, `tracestate`."""
         members = f',"traceparent":"00-{self.trace_id}-{self.span_id}{_FLAGS[self.trace_flags & 0xFF]}'
         if self._trace_state:
-            members += f',"tracestate":{_dumps(self._trace_state.to_header())}'
+            members += f',"tracestate":{dumps(self._trace_state.to_header())}'
         return members
 
     def start_part(self) -> bytes:
         """Give the part of the start record. Called by the writer's thread."""
         process = {"pid": os.getpid(), "started": process_started(), "boot": boot_id()}
         # The owner may change the attributes meanwhile; what is known now is what counts.
-        return self._part("otel.span.start", self._start, dict(self._attributes), (), f',"process":{_dumps(process)}')
+        return self._part("otel.span.start", self._start, dict(self._attributes), (), f',"process":{dumps(process)}')
 
     def end_part(self) -> bytes:
         """Give the part of the end record."""
@@ -548,7 +547,7 @@ class Span(OtelSpan):
             encoder = self._recorder.encoder
             part = encode_span(
                 encoder.own_head("otel.span.end"),
-                encoder.before if self._turn is None else f'{encoder.before},"ipchash":{_dumps(self._turn)}',
+                encoder.before if self._turn is None else f'{encoder.before},"ipchash":{dumps(self._turn)}',
                 self.trace_id,
                 self.span_id,
                 self.trace_flags,
@@ -580,7 +579,7 @@ class Span(OtelSpan):
         before, after = self._before_start(), ""
         start, end = self._start, self._end
         if end is not None:
-            after = f',"end":{end if end.__class__ is int else _dumps(end)}'
+            after = f',"end":{end if end.__class__ is int else dumps(end)}'
         try:
             if cut:
                 after += self._cut_collections(attributes, events)
@@ -594,12 +593,12 @@ class Span(OtelSpan):
         members = f',"traceparent":"00-{self.trace_id}-{self.span_id}{_FLAGS[self.trace_flags & 0xFF]}'
         if (self._trace_state or self._turn is not None) and not cut:
             members = self._more_members()
-        name = _dumps(str(self.name)[:_SHORT]) if cut else encode_name(self.name)
+        name = dumps(str(self.name)[:_SHORT]) if cut else encode_name(self.name)
         recorder = self._recorder
         part = recorder.encoder.telemetry(
             type,
             ns,
-            f'{{"name":{name}{before},"start":{start if start.__class__ is int else _dumps(start)}{after}'
+            f'{{"name":{name}{before},"start":{start if start.__class__ is int else dumps(start)}{after}'
             f"{recorder.span_members}{process}}}",
             members,
         )
@@ -623,10 +622,10 @@ class Span(OtelSpan):
             status = {"code": self._status.name}
             if self._description is not None:
                 status["description"] = self._description[:_SHORT] if cut else self._description
-            members = f',"status":{_dumps(status)}'
+            members = f',"status":{dumps(status)}'
         if self._dropped or self._dropped_events or self._dropped_links:
             counts = {"attributes": self._dropped, "events": self._dropped_events, "links": self._dropped_links}
-            members += f',"dropped":{_dumps({name: count for name, count in counts.items() if count})}'
+            members += f',"dropped":{dumps({name: count for name, count in counts.items() if count})}'
         return members
 
     def _cut_collections(self, attributes: dict[str, Any], events: Sequence[dict[str, Any]]) -> str:
@@ -635,117 +634,8 @@ class Span(OtelSpan):
         return named(encoded)
 
     def _more_members(self) -> str:
-        turn = "" if self._turn is None else f',"ipchash":{_dumps(self._turn)}'
+        turn = "" if self._turn is None else f',"ipchash":{dumps(self._turn)}'
         return turn + self.members
-
-
-def collections(
-    attributes: Mapping[str, Any], events: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]
-) -> str:
-    """Give attributes, events and links as members. Raises `TooDeep`."""
-    # One level more than a payload has: they stand in one.
-    return named([values.encode([item])[1:-1] if item else b"" for item in (attributes, events, links)])
-
-
-def named(encoded: Sequence[bytes]) -> str:
-    names = ("attributes", "events", "links")
-    return "".join(f',"{name}":{item.decode()}' for name, item in zip(names, encoded, strict=True) if item)
-
-
-def encode_plain(attributes: dict[str, Any]) -> bytes:
-    """Encode as `values.encode` does, without looking at each value again."""
-    try:
-        raw = orjson.dumps(attributes)
-    except TypeError:
-        # An integer of more than 64 bits, a lone surrogate.
-        return values.encode(attributes)
-    if b"null" in raw or raw.startswith(b'{"$'):
-        # What is no finite number is written as null.
-        return values.encode(attributes)
-    return raw if raw.isascii() else values.escape_separators(raw)
-
-
-_names: dict[str, str] = {}
-
-
-def encode_name(name: Any) -> str:
-    """Give a span's name as JSON, and remember it: programs have few of them."""
-    try:
-        return _names[name]
-    except (KeyError, TypeError):
-        encoded = _dumps(name)
-        if type(name) is str and len(name) <= 100:
-            if len(_names) >= 1024:
-                _names.clear()
-            _names[name] = encoded
-        return encoded
-
-
-def _dumps(value: Any) -> str:
-    return values.encode(value).decode()
-
-
-def cut_largest(
-    attributes: Mapping[str, Any],
-    events: Sequence[Mapping[str, Any]],
-    links: Sequence[Mapping[str, Any]],
-    room: int,
-) -> tuple[list[bytes], int]:
-    """Give attributes, events and links as JSON of at most `room` bytes, and how many values were cut for it.
-
-    The largest values go first, each replaced by `{"$cut": bytes}` (format, 4). Where that is not enough all
-    three are dropped whole.
-    """
-    places: list[tuple[int, dict[str, Any], str]] = []
-    own = _fragments(attributes, places)
-    groups = [
-        [
-            {key: _fragments(part, places) if key == "attributes" else _fragment(part) for key, part in item.items()}
-            for item in items
-        ]
-        for items in (events, links)
-    ]
-    places.sort(key=lambda place: place[0], reverse=True)
-
-    def dump() -> list[bytes]:
-        return [orjson.dumps(item) if item else b"" for item in (own, *groups)]
-
-    excess = sum(map(len, dump())) - room
-    cut = 0
-    for size, owner, key in places:
-        if excess <= 0 and size <= room:
-            break
-        # A value deeper than a line may be has no size here: it goes first.
-        owner[key] = orjson.Fragment(b'{"$cut":%d}' % (size if size <= _ENDLESS else 0))
-        excess -= size - 32
-        cut += 1
-    encoded = dump()
-    if sum(map(len, encoded)) > room:
-        cut += len(attributes) + len(events) + len(links)
-        return [b"", b"", b""], cut
-    return encoded, cut
-
-
-_ENDLESS = 1 << 62
-
-
-def _fragments(attributes: Mapping[str, Any], places: list[tuple[int, dict[str, Any], str]]) -> dict[str, Any]:
-    owner: dict[str, Any] = {}
-    for key, value in attributes.items():
-        name = key.encode("utf-8", "backslashreplace").decode()
-        try:
-            # With as many levels around it as it will stand in.
-            raw = values.encode([[[[value]]]])[4:-4]
-            places.append((len(raw), owner, name))
-            owner[name] = orjson.Fragment(raw)
-        except values.TooDeep:
-            places.append((_ENDLESS + 1, owner, name))
-            owner[name] = None
-    return owner
-
-
-def _fragment(value: Any) -> orjson.Fragment:
-    return orjson.Fragment(values.encode(value))
 
 
 def _append(
@@ -763,16 +653,3 @@ def _stack_of(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))
     except Exception:  # Its class may make it impossible to show.
         return f"{type(error).__name__}: no stack trace can be made of it"
-
-
-@functools.cache
-def process_started() -> int:
-    """Give when this process began, in clock ticks since boot, as /proc tells; 0 if it does not."""
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-os.register_at_fork(after_in_child=process_started.cache_clear)

@@ -7,23 +7,21 @@ but those who wait for it. All ledgers of a process on one root and machine shar
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import getpid
-from typing import Any, Protocol
+from typing import Any
 
 from otledger.config import Config
+from otledger.delivery import Outcome, Rooms, deliver, wake_rooms
 from otledger.errors import JournalError, LedgerClosed, LedgerError, LockTimeout, LowSpace, QueueFull
-from otledger.folder import check_root, make_folder
-from otledger.journal import Ack, Batch, Journal, Receipt, Resource, dumps
+from otledger.journal import Ack, Batch, Journal, Resource, dumps
 from otledger.record import format_time, now_ns
 from otledger.segment import LOCK_FILE
 
@@ -40,17 +38,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 """Seconds between two tries after a failed write: doubled from the first to the longest."""
 
 _BUSY, _LINGERING, _IDLE = range(3)
-
-Outcome = Receipt | BaseException | None
-
-
-class Waiter(Protocol):
-    """A future of asyncio or of concurrent.futures."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: Any, /) -> None: ...
-    def set_exception(self, exception: Any, /) -> None: ...
-
 
 StartPart = Callable[[], bytes]
 """Gives the part of the start record of a span."""
@@ -117,7 +104,7 @@ class Writer:
         self._waiters: list[tuple[int, str, Any]] = []
         self._resources: dict[str, Resource] = {}
         self._passing: dict[str, Resource] = {}
-        self._room: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._room: Rooms = []
         self._gaps: dict[str, _Gap] = {}
         self._asleep = _IDLE
         self._rousing: asyncio.AbstractEventLoop | None = None
@@ -386,8 +373,8 @@ class Writer:
             waiters: list[tuple[Any, Outcome]] = [(waiter, self._closed_error()) for _, _, waiter in left_waiting]
             self._waiters = []
             rooms, self._room = self._room, []
-        _deliver(waiters)
-        _wake_rooms(rooms)
+        deliver(waiters)
+        wake_rooms(rooms)
         if left:
             log.critical("%s: closed with %d records unwritten: %s", self.journal.path, left, self.last_error)
         return left
@@ -450,7 +437,7 @@ class Writer:
                 break
             if self.full:
                 # Set by who looked at the queue just before it was taken.
-                _wake_rooms(self._update_full())
+                wake_rooms(self._update_full())
             self._asleep = _IDLE
             woken = bool(self._parts or self._spans) or self._wake.wait(self._idle_time())
             self._asleep = _BUSY
@@ -580,7 +567,7 @@ class Writer:
         with self._lock:
             waiters = [*self._current, *self._waiters]
             self._waiters = []
-        _deliver([(waiter, error) for _, _, waiter in waiters])
+        deliver([(waiter, error) for _, _, waiter in waiters])
         self._note(error)
         if self._busy_since != since and self.last_error == str(error):
             # The thread went on meanwhile, and has said so before this.
@@ -619,10 +606,10 @@ class Writer:
             self._retry = Batch(rest, batch.resources) if rest else None
             self._set_in_flight(len(rest), sum(map(len, rest)))
             rooms = self._update_full()
-        _deliver(outcomes)
-        _wake_rooms(rooms)
+        deliver(outcomes)
+        wake_rooms(rooms)
 
-    def _update_full(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]:
+    def _update_full(self) -> Rooms:
         """Under _lock: see whether there is room again. Gives those who are to look: for room, or why there is none."""
         config = self.config
         roomy = (
@@ -716,7 +703,7 @@ class Writer:
                 self._refusing = None
                 with self._lock:
                     rooms = self._update_full()
-                _wake_rooms(rooms)
+                wake_rooms(rooms)
 
 
 def text_of(error: BaseException) -> str:
@@ -725,115 +712,3 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception:
         return ""
-
-
-def _deliver(outcomes: list[tuple[Any, Outcome]]) -> None:
-    """Hand outcomes to their futures: those of a loop in one call to it."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Any, Outcome]]] = {}
-    for waiter, outcome in outcomes:
-        if isinstance(waiter, concurrent.futures.Future):
-            _finish([(waiter, outcome)])
-        else:
-            by_loop.setdefault(waiter.get_loop(), []).append((waiter, outcome))
-    for loop, some in by_loop.items():
-        _call(loop, _finish, some)
-
-
-def _wake_rooms(rooms: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
-    for loop, future in rooms:
-        _call(loop, _finish, [(future, None)])
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
-    # A closed loop: nobody waits any more.
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, *args)
-
-
-def _finish(outcomes: list[tuple[Waiter, Outcome]]) -> None:
-    for waiter, outcome in outcomes:
-        try:
-            if isinstance(outcome, BaseException):
-                waiter.set_exception(outcome)
-            else:
-                waiter.set_result(outcome)
-        except (asyncio.InvalidStateError, concurrent.futures.InvalidStateError):
-            # Cancelled, or told of a time-out before: the first outcome counts.
-            continue
-
-
-# One writer a process for a root and machine
-
-_writers: dict[tuple[int, int, str], Writer] = {}
-_registry_lock = threading.Lock()
-
-
-def acquire(config: Config) -> Writer:
-    """Give the process's writer for the root and machine of `config`, opened. Blocks on the disk.
-
-    Where one is open already its settings hold; only the stronger durability wins.
-    Raises what `Journal.open` raises.
-    """
-    check_root(config.root, force=config.force)
-    make_folder(config.root, config.folder_mode)
-    info = os.stat(config.root)
-    key = info.st_dev, info.st_ino, config.machine
-    with _registry_lock:
-        writer = _writers.get(key)
-        if writer is None:
-            writer = _writers[key] = Writer(config)
-            if "multiprocessing.util" in sys.modules:
-                # This may be such a child itself.
-                _drain_at_end_of_child(writer)
-        elif config.durability == "disk" and writer.config.durability == "os":
-            writer.config = replace(writer.config, durability="disk")
-            writer.journal.config = writer.config
-        writer.users += 1
-    try:
-        # Not under the registry's lock: a disk that hangs here holds up no other ledger.
-        writer.open()
-    except BaseException:
-        release(writer, 0.0)
-        raise
-    return writer
-
-
-def release(writer: Writer, timeout: float) -> int:
-    """Give a writer back, what is queued written; the last user closes it.
-
-    Gives how many records were left unwritten.
-    """
-    with _registry_lock:
-        writer.users -= 1
-        others = writer.users > 0
-        for key in [key for key, other in _writers.items() if other is writer and not others]:
-            del _writers[key]
-    return writer.drain(timeout) if others else writer.close(timeout)
-
-
-def _after_fork() -> None:
-    global _registry_lock
-    _registry_lock = threading.Lock()
-    processes = sys.modules.get("multiprocessing.util")
-    for writer in _writers.values():
-        writer.after_fork()
-        if processes is not None:
-            # A child of multiprocessing ends by os._exit, which runs no atexit. It forgets its parent's
-            # finalizers just after this, and then calls what is registered here.
-            processes.register_after_fork(writer, _drain_at_end_of_child)
-
-
-def _drain_at_end_of_child(writer: Writer) -> None:
-    from multiprocessing.util import Finalize
-
-    Finalize(writer, writer.drain, args=(10.0,), exitpriority=0)
-
-
-def _at_exit() -> None:
-    for writer in list(_writers.values()):
-        writer.close(10.0)
-    _writers.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_at_exit)

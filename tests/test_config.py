@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import otledger
 from otledger.config import MACHINE, Config
+from otledger.core import resource_attributes
 from otledger.errors import ConfigurationError
 from otledger.identity import valid_machine
-from otledger.ledger import resource_attributes
 from tests.conftest import Script
 
 SETTINGS: dict[str, tuple[Any, str, Any, Any]] = {

@@ -18,12 +18,15 @@ LAYERS = (
     ("query", "predecessors"),
     ("integrations", "logging_handler"),
     ("ledger",),
+    ("view",),
+    ("core",),
     ("projection",),
     ("applying", "projected", "places"),
-    ("span", "provider", "reader", "follow", "verify", "verifier", "chunks", "workers", "writer"),
+    ("span", "provider", "reader", "follow", "verify", "verifier", "chunks", "workers"),
+    ("writers", "writer", "delivery"),
     ("journal", "checkpoint", "recovery", "lock", "clock", "folder"),
     ("segment",),
-    ("record", "batch", "replay", "turns", "tree", "strict", "filter", "processors", "schemas", "context"),
+    ("record", "batch", "replay", "turns", "spandata", "strict", "filter", "processors", "schemas", "context"),
     ("errors", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}

@@ -42,7 +42,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import otledger
 import otledger_opentelemetry
-from otledger import values, writer
+from otledger import values, writers
 from otledger.config import Config
 from otledger.errors import ConfigurationError, FormatError, RootError
 from otledger.journal import Batch, Journal
@@ -686,12 +686,12 @@ def test_the_command_that_imports(tmp_path: Path) -> None:
 async def client(root: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a receiver in this process, which takes requests of 1 MiB and has a queue of 100 records."""
     config = Config.resolve(root=root, machine="m1", service="test", queue_records=100, queue_timeout=0.5)
-    own = writer.acquire(config)
+    own = writers.acquire(config)
     receiver = Receiver(own, max_body=1 << 20)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(receiver), base_url="http://127.0.0.1") as found:
         yield found
     receiver.close()
-    writer.release(own, 10)
+    writers.release(own, 10)
 
 
 def reason_of(answer: httpx.Response) -> str:
@@ -882,14 +882,14 @@ def test_no_request_brings_the_receiver_down(
     config = Config.resolve(root=hostile_root(tmp_path_factory), machine="m1", service="test", durability="os")
 
     async def post() -> int:
-        own = writer.acquire(config)
+        own = writers.acquire(config)
         receiver = Receiver(own)
         transport = httpx.ASGITransport(receiver)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             headers = {**(AS_JSON if as_json else PROTOBUF), "content-encoding": encoding}
             answer = await client.post(f"/v1/{kind}", content=body, headers=headers)
         receiver.close()
-        writer.release(own, 10)
+        writers.release(own, 10)
         return answer.status_code
 
     assert asyncio.run(post()) in (200, 400)

@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric, ResourceMetrics, ScopeMetrics
 
-from otledger import span as own
+from otledger import spandata as own
 from otledger import values
 from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.errors import EventRefused

@@ -20,7 +20,7 @@ import orjson
 import uvicorn
 from google.protobuf.message import DecodeError
 
-from otledger import writer as writers
+from otledger import writers
 from otledger.config import Config
 from otledger.errors import ConfigurationError, LedgerError
 from otledger.journal import Resource

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from otledger import writer
+from otledger import writers
 from otledger.config import ENVIRONMENT_PREFIX, Config
+from otledger.core import in_loop
 from otledger.errors import ConfigurationError, LedgerClosed, LedgerError, QueueFull
 from otledger.journal import Resource
-from otledger.ledger import in_loop
 from otledger.record import Encoder
 from otledger.writer import Writer
 
@@ -50,7 +50,7 @@ class Sink:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.writer: Writer = writer.acquire(config)
+        self.writer: Writer = writers.acquire(config)
         self.recorder = Recorder(self.writer, Encoder(config.machine, config.service))
         self.closed = False
         self._reopening = threading.Lock()
@@ -79,7 +79,7 @@ class Sink:
         with self._reopening:
             if self.writer is closed:
                 try:
-                    again = writer.acquire(self.config)
+                    again = writers.acquire(self.config)
                 except (LedgerError, OSError) as error:
                     log.warning("%s: cannot be opened again: %s", self.config.root, error)
                     return closed
@@ -115,7 +115,7 @@ class Sink:
         """Write what is queued, and give the writer back. Safe to call twice."""
         if not self.closed:
             self.closed = True
-            writer.release(self.writer, timeout)
+            writers.release(self.writer, timeout)
 
 
 def _accepted(own: Writer, part: bytes) -> bool:

@@ -11,7 +11,7 @@ from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 from opentelemetry.trace.span import TraceState
 
-from otledger import span as own
+from otledger import spandata as own
 from otledger import values
 from otledger.batch import MAX_LINE, STAMP_ROOM
 from otledger.context import current_turn

@@ -13,9 +13,9 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 from opentelemetry.trace.span import TraceState
 
 from otledger import context as ctx
-from otledger.ledger import _View
 from otledger.logging_handler import type_name
 from otledger.span import Span
+from otledger.view import BaseView
 from otledger.writer import log
 
 Scope = MutableMapping[str, Any]
@@ -48,7 +48,7 @@ class LedgerMiddleware:
     `ledger` need not be open yet: what comes while it is closed is answered all the same, and not recorded.
     """
 
-    def __init__(self, app: App, ledger: _View) -> None:
+    def __init__(self, app: App, ledger: BaseView) -> None:
         self._app = app
         self._ledger = ledger
         self._warned = False

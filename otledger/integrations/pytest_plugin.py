@@ -84,8 +84,8 @@ def _settings() -> dict[str, Any]:
 
 
 def _write_all(root: Path) -> None:
-    from otledger import writer
+    from otledger import writers
 
-    for own in list(writer._writers.values()):
+    for own in list(writers._writers.values()):
         if own.config.root == root and own.drain(_TIMEOUT):
             raise TimeoutError(f"not all records were written within {_TIMEOUT:g} s: {own.last_error}")

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from otledger.ledger import _View
 from otledger.logging_handler import TYPE, Entry, Recording, exception_members, is_own
+from otledger.view import BaseView
 
 _LEVELS = {"warn": "warning", "exception": "error", "msg": "info", "log": "info"}
 """Of methods that are not named like their level."""
@@ -24,7 +24,7 @@ class LedgerProcessor:
     Raises `EventRefused` for a type that is not allowed.
     """
 
-    def __init__(self, ledger: _View, *, type: str = TYPE) -> None:
+    def __init__(self, ledger: BaseView, *, type: str = TYPE) -> None:
         self._recording = Recording(ledger, type)
 
     @property
