@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +110,11 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
     hang = Hang(monkeypatch)
     yield hang
     hang.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    # pytest-xdist sends reports as UTF-8, and some tests log lone surrogates.
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
