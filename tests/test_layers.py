@@ -18,10 +18,13 @@ LAYERS = (
     ("query", "predecessors"),
     ("integrations", "logging_handler"),
     ("ledger",),
-    ("span", "provider", "reader", "follow", "verify", "verifier", "workers", "projection", "writer"),
+    ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "workers", "projection", "writer"),
     ("journal", "checkpoint", "recovery", "lock", "clock", "folder"),
     ("segment",),
-    ("record", "batch", "replay", "turns", "tree", "strict", "filter", "processors", "schemas", "context"),
+    (
+        *("record", "batch", "replayed", "trace", "replay", "turns", "pairs"),
+        *("tree", "strict", "filter", "processors", "schemas", "context"),
+    ),
     ("errors", "config", "identity", "ids", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}
@@ -97,7 +100,7 @@ def test_imports_go_down_the_layers(name: str) -> None:
 
 
 def test_the_pure_modules_do_no_io() -> None:
-    for name in ("record", "batch", "replay", "turns", "strict", "values", "filter"):
+    for name in ("record", "batch", "replayed", "trace", "replay", "turns", "pairs", "strict", "values", "filter"):
         tree = ast.parse((PACKAGE / f"{name}.py").read_text())
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

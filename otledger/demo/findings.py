@@ -14,10 +14,10 @@ from otledger.demo.client import Answers
 from otledger.demo.page import Page
 from otledger.errors import RootError
 from otledger.filter import Filter
-from otledger.identity import boot_id
+from otledger.identity import boot_id, process_state
 from otledger.reader import Reader
 from otledger.record import Record, format_time
-from otledger.replay import Replay, ReplayedSpan, process_state, span_of
+from otledger.replay import Replay, ReplayedSpan, span_of
 from otledger.turns import Turn, turn_of
 from otledger.verifier import Status, verify
 
