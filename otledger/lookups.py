@@ -20,6 +20,7 @@ from otledger.turns import TURN_GRACE, Turn, Turns, is_unlinked
 if TYPE_CHECKING:
     OnFault = Callable[[FormatError], None] | None
 
+_ENOUGH = 10
 _EVERY = 1024
 """Records between two looks at whether all that is wanted was read."""
 _SPANS = "otel.span.*"
@@ -100,7 +101,8 @@ class Lookups:
         Raises `ConfigurationError` for what is no trace id.
         """
         gathered, others = Gathered(), []
-        for record in self.records(Filter(trace_id=check_trace_id(trace_id)), machines=machines, on_fault=on_fault):
+        wanted = Filter(trace_id=check_trace_id(trace_id))
+        for record in self.records(wanted, machines=machines, on_fault=on_fault):
             if record.type in (START_TYPE, END_TYPE):
                 gathered.take(span_of(record))
             else:
@@ -169,6 +171,22 @@ class Lookups:
             if pair is not None and window.has(pair.time):
                 yield pair
         yield from (pair for pair in pairs.finish() if window.has(pair.time))
+
+    def ids_like(
+        self, prefix: str, name: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None
+    ) -> list[str]:
+        """Give what begins with `prefix` among the `trace_id`s or `ipc_hash`es: `name` says which.
+
+        Gives the first ten that differ. All lines are looked at.
+        """
+        found: dict[str, None] = {}
+        for record in self.records(Filter(text=prefix), machines=machines, on_fault=on_fault):
+            value = getattr(record, name)
+            if value is not None and value.startswith(prefix):
+                found[value] = None
+                if len(found) == _ENOUGH:
+                    break
+        return list(found)
 
     def _replayed(
         self, replay: Replay, window: _Window, filter: Filter, machines: Sequence[str] | None, on_fault: OnFault

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from otledger.batch import MAX_LINE
 from otledger.errors import FormatError, RootError
@@ -161,7 +161,10 @@ class _Take(Generic[R]):
 
     def __init__(self, decode: Callable[[bytes], R | None], filter: Filter | None, on_fault: OnFault | None) -> None:
         self._decode: Callable[[bytes], R | None] = decode
-        self._line_test, self._record_test = filter.compile() if filter is not None else (None, None)
+        self._line_test: Callable[[bytes], bool] | None = None
+        self._record_test: Callable[[Any], bool] | None = None
+        if filter is not None:
+            self._line_test, self._record_test = filter.compile()
         self._on_fault = on_fault
 
     def from_block(self, source: _Source, piece: Piece, start: int, block: list[bytes]) -> Iterator[R]:

@@ -35,26 +35,18 @@ class Trace:
     @property
     def roots(self) -> tuple[ReplayedSpan, ...]:
         """The spans that never had a parent."""
-        return tuple(
-            span
-            for span, parent in zip(self.spans, self.parents, strict=True)
-            if parent is None and not span.parent_span_id
-        )
+        return tuple(span for span, parent in self._with_parents() if parent is None and not span.parent_span_id)
 
     @property
     def orphans(self) -> tuple[ReplayedSpan, ...]:
         """The spans whose parent is not here: of another service, not yet written, lost."""
-        return tuple(
-            span
-            for span, parent in zip(self.spans, self.parents, strict=True)
-            if parent is None and span.parent_span_id
-        )
+        return tuple(span for span, parent in self._with_parents() if parent is None and span.parent_span_id)
 
     @property
     def duplicates(self) -> tuple[ReplayedSpan, ...]:
         """The spans whose id an earlier span has: other spans, not other records of the same one."""
-        seen: set[str] = set()
-        return tuple(span for span in self.spans if span.span_id in seen or seen.add(span.span_id))
+        first: dict[str, ReplayedSpan] = {}
+        return tuple(span for span in self.spans if first.setdefault(span.span_id, span) is not span)
 
     @property
     def unfinished(self) -> tuple[ReplayedSpan, ...]:
@@ -64,11 +56,11 @@ class Trace:
     @property
     def skewed(self) -> tuple[ReplayedSpan, ...]:
         """The spans that began before their parent did: clocks that disagree."""
-        return tuple(
-            span
-            for span, parent in zip(self.spans, self.parents, strict=True)
-            if parent is not None and span.start < self.spans[parent].start
-        )
+        return tuple(span for span, parent in self._with_parents() if parent is not None and span.start < parent.start)
+
+    def _with_parents(self) -> Iterator[tuple[ReplayedSpan, ReplayedSpan | None]]:
+        for span, parent in zip(self.spans, self.parents, strict=True):
+            yield span, None if parent is None else self.spans[parent]
 
     @property
     def errors(self) -> tuple[ReplayedSpan, ...]:

@@ -46,7 +46,7 @@ class Turn:
 
     @property
     def spans(self) -> tuple[ReplayedSpan, ...]:
-        """The spans of the turn and those that its records were emitted in, as far as they are known, by their start."""
+        """The spans of the turn, and those that its records were emitted in where they are known, by their start."""
         traces: dict[str, Gathered] = {}
         own = [span_of(record) for record in self.records if record.type in (START_TYPE, END_TYPE)]
         for span in (*own, *self.around):

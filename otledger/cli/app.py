@@ -27,9 +27,12 @@ class Failed(Exception):
         self.code = code
 
 
-ORDER = ("demo", "log", "show", "tail", "verify", "machines", "doctor", "replay", "receive", "import", "export")
+ORDER = (
+    *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "verify", "machines", "doctor"),
+    *("replay", "receive", "import", "export"),
+)
 """The commands as the help lists them."""
-OWN = frozenset(("demo", "log", "show", "tail", "verify", "machines", "doctor"))
+OWN = frozenset(ORDER[:12])
 """Those that no plugin adds to: they start without looking for plugins, which costs some milliseconds."""
 
 
