@@ -1,4 +1,4 @@
-"""Which machine this is: a readable name, a hash that binds the partition to the host, the boot.
+"""Which machine this is: a readable name, a hash that binds the partition to the host, the boot, its processes.
 
 The identity lives outside every ledger, so that a copied ledger does not carry it along.
 """
@@ -10,8 +10,10 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
@@ -80,3 +82,24 @@ def _own_id() -> str:
         own = uuid.uuid4().hex
         file.write(own + "\n")
     return own
+
+
+def process_state(process: Mapping[str, Any] | None, boot: str) -> str:
+    """Tell what became of the process of an unfinished span: `running`, `died`, or `unknown`.
+
+    `boot` is this host's boot id: only a process of this host can be asked after. Another boot is `unknown`
+    too, for the record does not say whether it was of this host.
+    """
+    if not process or process.get("boot") != boot:
+        return "unknown"
+    try:
+        with open(f"/proc/{int(process['pid'])}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except FileNotFoundError:
+        return "died"
+    except (OSError, KeyError, TypeError, ValueError):
+        return "unknown"
+    # A number that was given to another process since then, or a process that nobody has waited for yet.
+    if int(fields[19]) != process.get("started") or fields[0] in (b"Z", b"X"):
+        return "died"
+    return "running"

@@ -1,112 +1,179 @@
-"""Replay: records in, spans out. Pure, but for `process_state`, which asks the kernel."""
+"""Replay: records in, in any order; spans as they end and whole traces out, in bounded memory. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections import OrderedDict
+from math import inf
 
 from otledger.record import Record
+from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
+from otledger.trace import Gathered, Trace, merge
+
+__all__ = [
+    "END_TYPE",
+    "GRACE",
+    "HOLD",
+    "SECOND",
+    "START_TYPE",
+    "Handed",
+    "Replay",
+    "ReplayedSpan",
+    "Trace",
+    "merge",
+    "span_of",
+]
+
+GRACE = 10.0
+"""Seconds: exporters of the SDK hand spans on after five."""
+HOLD = 16 << 20
+"""Bytes of lines: some 60 MB of memory."""
+
+SECOND = 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayedSpan:
-    """A span as its records tell it. Times are nanoseconds since the epoch; `end` is None while unfinished."""
+class Handed:
+    """Remembers which of the newest ids were handed on: at least `keep` of them, at most twice as many."""
 
-    trace_id: str
-    span_id: str
-    parent_span_id: str | None
-    name: str
-    kind: str
-    start: int
-    end: int | None
-    machine: str
-    service: str
-    """The source that recorded it."""
-    ipc_hash: str | None
-    status: str
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    events: tuple[Mapping[str, Any], ...] = ()
-    links: tuple[Mapping[str, Any], ...] = ()
-    process: Mapping[str, Any] | None = None
-    """Of an unfinished span: the process that it began in (`pid`, `started`, `boot`)."""
+    # Hashes of 64 bits, not the ids: ledgers have millions.
+    __slots__ = ("_keep", "_new", "_old")
+
+    def __init__(self, keep: int = 65_536) -> None:
+        self._keep = keep
+        self._new: set[int] = set()
+        self._old: set[int] = set()
+
+    def add(self, id: str) -> None:
+        """Remember an id."""
+        self._new.add(hash(id))
+        if len(self._new) >= self._keep:
+            self._old, self._new = self._new, set()
+
+    def __contains__(self, id: str) -> bool:
+        number = hash(id)
+        return number in self._new or number in self._old
 
 
 class Replay:
-    """Rebuilds spans from records, which may come in any order and more than once.
+    """Rebuilds spans and traces from records, which may come in any order and more than once.
 
-    Holds the spans that have begun and not ended, and the ids of those that ended before their beginning was
-    seen.
+    A trace is handed on when none of its spans is open and `grace` seconds have passed since its last record, on a
+    clock that the times in the records drive. Spans that come later are handed on as a further `Trace`, which says
+    that it is `late`; a trace that was handed on more than 65,536 traces ago is not known any more to have been.
+
+    At most `hold` bytes of the lines of ended spans are held (None: no bound): beyond that the trace that was left
+    alone for longest is handed on as it is. Spans that are open are held until they end, whatever their number,
+    since nothing else tells which they are.
     """
 
-    def __init__(self) -> None:
-        self._open: dict[tuple[str, str], ReplayedSpan] = {}
-        self._ended: set[tuple[str, str]] = set()
+    def __init__(self, *, grace: float = GRACE, hold: int | None = HOLD) -> None:
+        self._grace = grace * SECOND
+        self._hold = inf if hold is None else hold
+        # By when they were last touched. Whatever is due and has open spans waits in `_busy`; `_bare` have only
+        # open spans, the others were handed on.
+        self._held: OrderedDict[str, Gathered] = OrderedDict()
+        self._busy: OrderedDict[str, Gathered] = OrderedDict()
+        self._bare: dict[str, Gathered] = {}
+        self._handed = Handed()
+        self._now = 0
+        # No trace is due before; it may be too early.
+        self._due = inf
+        self._size = 0
 
-    def feed(self, record: Record) -> ReplayedSpan | None:
-        """Take a record; give the span if it is one's end, and was not seen before."""
-        if record.type not in ("otel.span.start", "otel.span.end"):
-            return None
-        span = span_of(record)
-        key = span.trace_id, span.span_id
-        if record.type == "otel.span.start":
-            if key not in self._ended:
-                self._open.setdefault(key, span)
-            return None
-        if key in self._ended:
-            return None
-        self._ended.add(key)
-        self._open.pop(key, None)
-        return span
+    def feed(self, record: Record | ReplayedSpan) -> tuple[ReplayedSpan | Trace, ...]:
+        """Take a record, or a span that was read from one. Gives what is finished by it.
+
+        That is the span that ended, if it was not known that it had, and the traces that are due.
+        """
+        type = record.type
+        if type != END_TYPE and type != START_TYPE:
+            return self.tick(record.time_ns)
+        span = record if record.__class__ is ReplayedSpan else span_of(record)  # type: ignore[arg-type]
+        trace_id = span.trace_id
+        if not trace_id or not span.span_id:
+            # Without ids none is another's relative: each stands alone.
+            trace_id = f"{span.machine}/{span.seq}"
+        group = self._held.get(trace_id)
+        if group is None:
+            group = self._recall(trace_id)
+        else:
+            self._held.move_to_end(trace_id)
+        finished: tuple[ReplayedSpan, ...] = (span,) if group.take(span) else ()
+        end = span.payload.end
+        if end is None:
+            group.last = self._now
+            return ()
+        size = len(span.line)
+        group.size += size
+        self._size += size
+        if end > self._now:
+            self._now = end
+        group.last = self._now
+        if end < self._due and self._size <= self._hold:
+            return finished
+        return finished + self._due_traces()
+
+    def _recall(self, trace_id: str) -> Gathered:
+        group = self._busy.pop(trace_id, None) or self._bare.pop(trace_id, None) or Gathered(trace_id in self._handed)
+        self._held[trace_id] = group
+        if self._due == inf:
+            self._due = self._now + self._grace
+        return group
+
+    def tick(self, now: int) -> tuple[Trace, ...]:
+        """Tell the time, in nanoseconds since the epoch, where no record does. Gives the traces that are due."""
+        if now > self._now:
+            self._now = now
+        return self._due_traces() if self._now >= self._due else ()
+
+    def _due_traces(self) -> tuple[Trace, ...]:
+        finished: list[Trace] = []
+        held = self._held
+        self._due = inf
+        while held:
+            trace_id, group = next(iter(held.items()))
+            due = group.last + self._grace
+            if due > self._now:
+                self._due = due
+                break
+            del held[trace_id]
+            if group.open:
+                self._busy[trace_id] = group
+            else:
+                finished.append(self._hand_on(trace_id, group))
+        while self._size > self._hold and (self._busy or held):
+            trace_id, group = (self._busy or held).popitem(last=False)
+            if group.size:
+                finished.append(self._hand_on(trace_id, group))
+            left = group.without_ended()
+            if left is not None:
+                self._bare[trace_id] = left
+        return tuple(finished)
+
+    def _hand_on(self, trace_id: str, group: Gathered) -> Trace:
+        self._size -= group.size
+        self._handed.add(trace_id)
+        return group.plant()
 
     def unfinished(self) -> list[ReplayedSpan]:
         """Give the spans that began and did not end in what was fed, by their start."""
-        return sorted(self._open.values(), key=lambda span: span.start)
+        groups = [*self._held.values(), *self._busy.values(), *self._bare.values()]
+        return sorted((span for group in groups for span in group.unfinished()), key=_by_start)
+
+    def holds_before(self, time: int) -> bool:
+        """Tell whether a trace that began before `time` is held."""
+        groups = (*self._held.values(), *self._busy.values(), *self._bare.values())
+        return any(group.start is not None and group.start < time for group in groups)
+
+    def finish(self) -> list[Trace]:
+        """Give all traces that are left, those with open spans too, by their start; nothing is held then."""
+        groups = {**self._held, **self._busy, **self._bare}
+        traces = [self._hand_on(trace_id, group) for trace_id, group in groups.items()]
+        self._held.clear()
+        self._busy.clear()
+        self._bare.clear()
+        self._due, self._size = inf, 0
+        return sorted(traces, key=lambda trace: (trace.start, trace.trace_id))
 
 
-def span_of(record: Record) -> ReplayedSpan:
-    """Give the span that a start or end record tells of."""
-    data = record.data if isinstance(record.data, dict) else {}
-    status = data.get("status")
-    return ReplayedSpan(
-        trace_id=record.trace_id or "",
-        span_id=record.span_id or "",
-        parent_span_id=data.get("parent_span_id"),
-        name=str(data.get("name")),
-        kind=data.get("kind", "INTERNAL"),
-        start=_integer(data.get("start")),
-        end=_integer(data.get("end")) if record.type == "otel.span.end" else None,
-        machine=record.machine,
-        service=record.source,
-        ipc_hash=record.ipc_hash,
-        status=status.get("code", "UNSET") if isinstance(status, dict) else "UNSET",
-        attributes=data.get("attributes") or {},
-        events=tuple(data.get("events") or ()),
-        links=tuple(data.get("links") or ()),
-        process=data.get("process"),
-    )
-
-
-def _integer(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def process_state(process: Mapping[str, Any] | None, boot: str) -> str:
-    """Tell what became of the process of an unfinished span: `running`, `died`, or `unknown`.
-
-    `boot` is this host's boot id: only a process of this host can be asked after. Another boot is `unknown`
-    too, for the record does not say whether it was of this host.
-    """
-    if not process or process.get("boot") != boot:
-        return "unknown"
-    try:
-        with open(f"/proc/{int(process['pid'])}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except FileNotFoundError:
-        return "died"
-    except (OSError, KeyError, TypeError, ValueError):
-        return "unknown"
-    # A number that was given to another process since then, or a process that nobody has waited for yet.
-    if int(fields[19]) != process.get("started") or fields[0] in (b"Z", b"X"):
-        return "died"
-    return "running"
+def _by_start(span: ReplayedSpan) -> tuple[int, str]:
+    return span.start, span.span_id

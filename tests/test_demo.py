@@ -111,7 +111,7 @@ async def test_a_turn_links_decision_text_and_spans(root: Path) -> None:
     assert turn is not None
     assert {"world.decision", "world.text"} <= {record.type for record in turn.records}
     replay = Replay()
-    ended = [span for record in otledger.Reader(root).records() if (span := replay.feed(record))]
+    ended = [span for record in otledger.Reader(root).records() for span in replay.feed(record)]
     assert {span.name for span in ended if span.span_id in turn.span_ids} == {"decide", "narrate"}
     assert replay.unfinished() == []
     check(only_machine(root))

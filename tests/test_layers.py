@@ -22,11 +22,14 @@ LAYERS = (
     ("core",),
     ("projection",),
     ("applying", "projected", "places"),
-    ("span", "provider", "reader", "follow", "verify", "verifier", "chunks", "workers"),
+    ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
     ("writers", "writer", "delivery"),
     ("journal", "checkpoint", "recovery", "lock", "clock", "folder"),
     ("segment",),
-    ("record", "batch", "replay", "turns", "spandata", "strict", "filter", "processors", "schemas", "context"),
+    (
+        *("record", "batch", "replayed", "trace", "replay", "turns", "pairs"),
+        *("spandata", "strict", "filter", "processors", "schemas", "context"),
+    ),
     ("errors", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}
@@ -102,7 +105,7 @@ def test_imports_go_down_the_layers(name: str) -> None:
 
 
 def test_the_pure_modules_do_no_io() -> None:
-    for name in ("record", "batch", "replay", "turns", "strict", "values", "filter"):
+    for name in ("record", "batch", "replayed", "trace", "replay", "turns", "pairs", "strict", "values", "filter"):
         tree = ast.parse((PACKAGE / f"{name}.py").read_text())
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

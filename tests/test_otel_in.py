@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 
 import otledger
-from otledger.identity import boot_id
+from otledger.identity import boot_id, process_state
 from otledger.record import ipc_hash
-from otledger.replay import Replay, process_state
+from otledger.replay import Replay
 from otledger_opentelemetry import LedgerSpanExporter, LedgerSpanProcessor, read_logs, read_spans
 from tests.checker import check
 

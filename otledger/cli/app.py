@@ -28,22 +28,11 @@ class Failed(Exception):
 
 
 ORDER = (
-    "demo",
-    "log",
-    "show",
-    "tail",
-    "stats",
-    "digest",
-    "verify",
-    "machines",
-    "doctor",
-    "replay",
-    "receive",
-    "import",
-    "export",
+    *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest"),
+    *("verify", "machines", "doctor", "replay", "receive", "import", "export"),
 )
 """The commands as the help lists them."""
-OWN = frozenset(("demo", "log", "show", "tail", "stats", "digest", "verify", "machines", "doctor"))
+OWN = frozenset(ORDER) - {"replay", "receive", "import", "export"}
 """Those that no plugin adds to: they start without looking for plugins, which costs some milliseconds."""
 
 

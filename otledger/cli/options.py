@@ -80,6 +80,18 @@ def make_filter(
     )
 
 
+def window(since: str | None, until: str | None) -> dict[str, int | None]:
+    """Give the two times as nanoseconds. Raises `ConfigurationError` for what is no time."""
+    from otledger.filter import parse_when
+    from otledger.record import now_ns
+
+    now = now_ns()
+    return {
+        "since": None if since is None else parse_when(since, now),
+        "until": None if until is None else parse_when(until, now),
+    }
+
+
 def once(names: list[str] | None) -> list[str] | None:
     """Give each name once, None where there are none."""
     return list(dict.fromkeys(names)) if names else None

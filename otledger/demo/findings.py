@@ -6,18 +6,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import orjson
-
-from otledger.cli.output import counted, duration_text, safe, table
+from otledger.cli.output import counted, table
 from otledger.cli.report import report_lines
+from otledger.cli.waterfall import turn_lines
 from otledger.demo.client import Answers
 from otledger.demo.page import Page
 from otledger.errors import RootError
 from otledger.filter import Filter
-from otledger.identity import boot_id
+from otledger.identity import boot_id, process_state
 from otledger.reader import Reader
-from otledger.record import Record, format_time
-from otledger.replay import Replay, ReplayedSpan, process_state, span_of
+from otledger.record import format_time
+from otledger.replay import Replay, ReplayedSpan
 from otledger.turns import Turn, turn_of
 from otledger.verifier import Status, verify
 
@@ -124,36 +123,6 @@ def _path(span: ReplayedSpan, by_id: Mapping[str | None, ReplayedSpan]) -> str:
         names.append(by_id[parent].name)
         parent = by_id[parent].parent_span_id
     return " > ".join(reversed(names))
-
-
-def turn_lines(turn: Turn) -> Iterator[str]:
-    """Give a turn as lines in the order of time, what happened inside a span indented under it."""
-    spans = {record.span_id: span_of(record) for record in turn.records if record.type == "otel.span.end"}
-    # The record of a span's end tells its beginning as well.
-    told = [record for record in turn.records if record.type != "otel.span.start" or record.span_id not in spans]
-    entries = sorted((_entry(record, spans) for record in told), key=lambda entry: entry[:2])
-    for at, depth, text in entries:
-        yield f"{(at - entries[0][0]) / 1e6:6.1f} ms  {'  ' * depth}{safe(text)}"
-
-
-def _entry(record: Record, spans: dict[str | None, ReplayedSpan]) -> tuple[int, int, str]:
-    depth = _depth(record.span_id, spans)
-    if record.type == "otel.span.end":
-        span = spans[record.span_id]
-        lasted = duration_text((span.end or span.start) - span.start)
-        return span.start, depth - 1, f"[{span.name}, {lasted}] {_attributes(span)}"
-    data = record.data
-    told = data.get("text") if isinstance(data, dict) and len(data) == 1 else None
-    text = f"“{told}”" if told else orjson.dumps(data, default=str).decode()
-    return record.time_ns, depth, f"{record.type}  {text}"
-
-
-def _depth(span_id: str | None, spans: dict[str | None, ReplayedSpan]) -> int:
-    depth = 0
-    while span_id in spans:
-        depth += 1
-        span_id = spans[span_id].parent_span_id
-    return depth
 
 
 def _pid(span: ReplayedSpan) -> str:

@@ -1,0 +1,239 @@
+"""What the records that a reader gives add up to: spans, traces, turns, pairs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from otledger.errors import ConfigurationError, FormatError
+from otledger.filter import Filter
+from otledger.pairs import Pair, Pairs
+from otledger.record import Record, format_time
+from otledger.replay import GRACE, HOLD, SECOND, Replay
+from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
+from otledger.trace import Gathered, Trace
+from otledger.turns import TURN_GRACE, Turn, Turns, is_unlinked
+
+if TYPE_CHECKING:
+    OnFault = Callable[[FormatError], None] | None
+
+_ENOUGH = 10
+_EVERY = 1024
+"""Records between two looks at whether all that is wanted was read."""
+_SPANS = "otel.span.*"
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Lookups:
+    """The part of `Reader` that puts records together. All of it reads through `records` and `span_records`.
+
+    A window `since` (inclusive) `until` (exclusive), in nanoseconds since the epoch, is about when something began:
+    whether it has ended is looked up beyond. What began before `since` is not looked for further back than `grace`.
+    `ConfigurationError` is raised for a window that ends before it begins.
+    """
+
+    def records(
+        self,
+        filter: Filter | None = None,
+        *,
+        machines: Sequence[str] | None = None,
+        on_fault: OnFault = None,
+    ) -> Iterator[Record]:
+        """Iterate over the records that meet `filter`."""
+        raise NotImplementedError
+
+    def span_records(
+        self, *, machines: Sequence[str] | None = None, on_fault: OnFault = None
+    ) -> Iterator[ReplayedSpan]:
+        """Iterate over the start and end records of spans, in the order of `records`, as fast as can be."""
+        raise NotImplementedError
+
+    def spans(
+        self,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        trace_id: str | None = None,
+        ipc_hash: str | None = None,
+        source: str | None = None,
+        unfinished: bool = True,
+        machines: Sequence[str] | None = None,
+        on_fault: OnFault = None,
+    ) -> Iterator[ReplayedSpan]:
+        """Iterate over the spans as they end, each once, then, unless `unfinished=False`, over those that have not."""
+        window = _Window(since, until, GRACE)
+        wanted = Filter(trace_id=trace_id and check_trace_id(trace_id), ipc_hash=ipc_hash, source=source)
+        replay = Replay()
+        for item in self._replayed(replay, window, wanted, machines, on_fault):
+            if isinstance(item, ReplayedSpan) and window.has(item.start):
+                yield item
+        if unfinished:
+            yield from (span for span in replay.unfinished() if window.has(span.start))
+
+    def traces(
+        self,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        grace: float = GRACE,
+        hold: int | None = HOLD,
+        machines: Sequence[str] | None = None,
+        on_fault: OnFault = None,
+    ) -> Iterator[Trace]:
+        """Iterate over the traces as they are finished, then over those with open spans.
+
+        A trace may come in several parts, of which the later ones say so: see `otledger.replay.Replay`, and
+        `merge`. `grace=math.inf, hold=None` gives each in one part, and holds the whole ledger for it.
+        """
+        window = _Window(since, until, grace)
+        replay = Replay(grace=grace, hold=hold)
+        for item in self._replayed(replay, window, Filter(), machines, on_fault):
+            if isinstance(item, Trace) and window.has(item.start):
+                yield item
+        yield from (trace for trace in replay.finish() if window.has(trace.start))
+
+    def trace(self, trace_id: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None) -> Trace | None:
+        """Give the trace of an id, whole, with the records that were emitted in it; None if there is no span of it.
+
+        Raises `ConfigurationError` for what is no trace id.
+        """
+        gathered, others = Gathered(), []
+        wanted = Filter(trace_id=check_trace_id(trace_id))
+        for record in self.records(wanted, machines=machines, on_fault=on_fault):
+            if record.type in (START_TYPE, END_TYPE):
+                gathered.take(span_of(record))
+            else:
+                others.append(record)
+        return replace(gathered.plant(), records=tuple(others)) if gathered.start is not None else None
+
+    def turns(
+        self,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        grace: float = TURN_GRACE,
+        hold: int | None = HOLD,
+        on_unlinked: Callable[[Record], None] | None = None,
+        machines: Sequence[str] | None = None,
+        on_fault: OnFault = None,
+    ) -> Iterator[Turn]:
+        """Iterate over the turns as they are finished. `on_unlinked` gets the events that belong to none.
+
+        A turn may come in several parts, of which the later ones say so: see `otledger.turns.Turns`.
+        """
+        window = _Window(since, until, grace)
+        turns = Turns(grace=grace, hold=hold)
+        records = self.records(Filter(since=window.read_from), machines=machines, on_fault=on_fault)
+        for record in window.cut(records, lambda _: False):
+            if on_unlinked is not None and is_unlinked(record) and window.has(record.time_ns):
+                on_unlinked(record)
+            yield from (turn for turn in turns.feed(record) if window.has(turn.start))
+        yield from (turn for turn in turns.finish() if window.has(turn.start))
+
+    def turn(self, ipc_hash: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None) -> Turn | None:
+        """Give the turn of an `ipc_hash`, with the spans that its records were emitted in; None if there is none."""
+        found = tuple(self.records(Filter(ipc_hash=ipc_hash), machines=machines, on_fault=on_fault))
+        if not found:
+            return None
+        turn = Turn(ipc_hash, found)
+        known = {(span.trace_id, span.span_id) for span in turn.spans if span.end is not None}
+        wanted = {(record.trace_id, record.span_id) for record in found if record.trace_id} - known
+        around = [
+            span
+            for trace_id in dict.fromkeys(trace_id for trace_id, _ in sorted(wanted, key=str))
+            for span in self.spans(trace_id=trace_id, machines=machines, on_fault=on_fault)
+            if (trace_id, span.span_id) in wanted
+        ]
+        return replace(turn, around=tuple(around))
+
+    def pairs(
+        self,
+        key: str,
+        *,
+        base: str = "*",
+        since: int | None = None,
+        until: int | None = None,
+        machines: Sequence[str] | None = None,
+        on_fault: OnFault = None,
+    ) -> Iterator[Pair]:
+        """Iterate over the pairs of `*.start` and `*.end` events as they are completed, then over what is unmatched.
+
+        For `key` see `otledger.pairs.Pairs`. `base` is a shell pattern that the type without its suffix has to match.
+        """
+        window, pairs = _Window(since, until, 0), Pairs(key, base=base)
+        wanted = Filter(since=window.read_from, control=False)
+        records = self.records(wanted, machines=machines, on_fault=on_fault)
+        for record in window.cut(records, pairs.holds_before):
+            pair = pairs.feed(record)
+            if pair is not None and window.has(pair.time):
+                yield pair
+        yield from (pair for pair in pairs.finish() if window.has(pair.time))
+
+    def ids_like(
+        self, prefix: str, name: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None
+    ) -> list[str]:
+        """Give what begins with `prefix` among the `trace_id`s or `ipc_hash`es: `name` says which.
+
+        Gives the first ten that differ. All lines are looked at.
+        """
+        found: dict[str, None] = {}
+        for record in self.records(Filter(text=prefix), machines=machines, on_fault=on_fault):
+            value = getattr(record, name)
+            if value is not None and value.startswith(prefix):
+                found[value] = None
+                if len(found) == _ENOUGH:
+                    break
+        return list(found)
+
+    def _replayed(
+        self, replay: Replay, window: _Window, filter: Filter, machines: Sequence[str] | None, on_fault: OnFault
+    ) -> Iterator[ReplayedSpan | Trace]:
+        records: Iterator[Any]
+        if filter == Filter() and window.since is None:
+            records = self.span_records(machines=machines, on_fault=on_fault)
+        else:
+            wanted = replace(filter, type=_SPANS, since=window.read_from)
+            records = self.records(wanted, machines=machines, on_fault=on_fault)
+        for record in window.cut(records, replay.holds_before):
+            yield from replay.feed(record)
+
+
+class _Window:
+    """From when to when something has to have begun, and what has to be read for it."""
+
+    def __init__(self, since: int | None, until: int | None, grace: float) -> None:
+        if since is not None and until is not None and until < since:
+            raise ConfigurationError(
+                f"the window ends ({format_time(until)}) before it begins ({format_time(since)}); swap the two"
+            )
+        self.since = since
+        self._until = until
+        slack = 0 if grace == inf else int(grace * SECOND)
+        self.read_from = None if since is None else since - slack
+        self._end = None if until is None or grace == inf else until + slack
+
+    def has(self, time: int) -> bool:
+        """Tell whether a time is inside."""
+        return (self.since is None or time >= self.since) and (self._until is None or time < self._until)
+
+    def cut(self, records: Iterable[Any], holds_before: Callable[[int], bool]) -> Iterator[Any]:
+        """Iterate over records until one is past the window and nothing that began before its end is open."""
+        if self._until is None or self._end is None:
+            yield from records
+            return
+        for number, record in enumerate(records):
+            yield record
+            if number % _EVERY == 0 and record.time_ns > self._end and not holds_before(self._until):
+                return
+
+
+def check_trace_id(text: str) -> str:
+    """Give a trace id in lower case. Raises `ConfigurationError`, which says what is expected."""
+    if not _TRACE_ID.fullmatch(text.lower()):
+        raise ConfigurationError(
+            f"{text!r} is no trace id: that has 32 hex digits, and this has {len(text)} characters"
+        )
+    return text.lower()
