@@ -30,6 +30,10 @@ class Filter:
 
     `type` is a shell pattern (`order.*`). `since` (inclusive) and `until` (exclusive) are nanoseconds since
     the epoch. `text` is searched in the line as stored, in any case. `control` lets otledger's own records in.
+    `id` is an event's own; `span_id` is that of the span that a record was emitted in or is about; `digest` is that
+    of an `otel.resource` record.
+
+    Raises `ConfigurationError` for a window that ends before it begins, and for a trace or span id that is none.
     """
 
     type: str | None = None
@@ -41,12 +45,23 @@ class Filter:
     until: int | None = None
     text: str | None = None
     control: bool = True
+    id: str | None = None
+    span_id: str | None = None
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.since is not None and self.until is not None and self.since > self.until:
+            raise ConfigurationError(
+                f"the window ends before it begins: since is {self.since}, until is {self.until}; swap the two"
+            )
+        _check_hex("trace id", self.trace_id, 32)
+        _check_hex("span id", self.span_id, 16)
 
     def compile(self) -> tuple[Callable[[bytes], bool] | None, Callable[[Record], bool] | None]:
         """Give a test of a line's bytes that lets no wanted one out, and one of the record; None: no test."""
         needles = [
             value.encode()
-            for value in (self.source, self.subject, self.ipc_hash, self.trace_id)
+            for value in (self.source, self.subject, self.ipc_hash, self.trace_id, self.id, self.span_id, self.digest)
             if value is not None and value.isascii() and value.isprintable() and '"' not in value and "\\" not in value
         ]
         text = self.text.lower() if self.text else None
@@ -66,6 +81,12 @@ class Filter:
             tests.append(lambda record: record.ipc_hash == self.ipc_hash)
         if self.trace_id is not None:
             tests.append(lambda record: record.trace_id == self.trace_id)
+        if self.id is not None:
+            tests.append(lambda record: record.id == self.id)
+        if self.span_id is not None:
+            tests.append(lambda record: record.span_id == self.span_id)
+        if self.digest is not None:
+            tests.append(lambda record: record.digest == self.digest)
         if self.since is not None:
             since = self.since
             tests.append(lambda record: record.time_ns >= since)
@@ -75,6 +96,11 @@ class Filter:
         if not self.control:
             tests.append(lambda record: not record.type.startswith(("otledger.", "otel.resource")))
         return tests
+
+
+def _check_hex(what: str, value: str | None, digits: int) -> None:
+    if value is not None and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is None:
+        raise ConfigurationError(f"{value!r} is no {what}: it must be {digits} lower-case hex digits")
 
 
 def _line_test(needles: list[bytes], text: str | None) -> Callable[[bytes], bool] | None:

@@ -7,12 +7,14 @@ import heapq
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otledger.batch import MAX_LINE
 from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
+from otledger.index import Index, Range, query_of
 from otledger.record import DECODE_ERRORS, Record, decode
 from otledger.segment import BLOCK, Chain, Piece, line_blocks, list_machines, open_folder, open_segment, read_chain
 
@@ -32,10 +34,15 @@ class _Source:
 
 
 class Reader:
-    """Reads the ledger under `root`. Takes no lock, writes nothing, and may run beside any writer."""
+    """Reads the ledger under `root`. Takes no lock of it, and may run beside any writer.
 
-    def __init__(self, root: str | Path) -> None:
+    What names a trace, a turn, a span, an event or a time is looked up in an index (otledger/index.py), which is kept
+    in the partitions' `.cache` as it is needed; nothing else is written, and with `index=False` nothing at all.
+    """
+
+    def __init__(self, root: str | Path, *, index: bool = True) -> None:
         self.root = Path(root)
+        self._index = index
 
     def machines(self) -> list[str]:
         """Give the names of the machines. Raises `RootError` where there is no ledger."""
@@ -47,14 +54,17 @@ class Reader:
         *,
         machines: Sequence[str] | None = None,
         on_fault: OnFault | None = None,
+        limit: int | None = None,
     ) -> Iterator[Record]:
         """Iterate over the records that meet `filter`: by `seq` within a machine, machines merged by time.
 
+        At most the first `limit` of them.
         A torn last line is no record and is passed over: its writer may be at work. Any other line that is no
         record raises `FormatError` with its place, or is handed to `on_fault` and passed over.
         """
         streams = [self._of(source, filter, on_fault) for source in self._sources(machines)]
-        return streams[0] if len(streams) == 1 else heapq.merge(*streams, key=_by_time)
+        found = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=_by_time)
+        return found if limit is None else islice(found, limit)
 
     async def arecords(
         self,
@@ -62,6 +72,7 @@ class Reader:
         *,
         machines: Sequence[str] | None = None,
         on_fault: OnFault | None = None,
+        limit: int | None = None,
     ) -> AsyncIterator[Record]:
         """Iterate as `records` does, in an event loop: the files are read in threads."""
         sources = await asyncio.to_thread(lambda: list(self._sources(machines)))
@@ -72,9 +83,11 @@ class Reader:
                 heap.append((record.time_ns, at, record))
                 break
         heapq.heapify(heap)
-        while heap:
+        given = 0
+        while heap and (limit is None or given < limit):
             _, at, record = heap[0]
             yield record
+            given += 1
             following = await anext(streams[at], None)
             if following is None:
                 heapq.heappop(heap)
@@ -108,15 +121,24 @@ class Reader:
 
     def _of(self, source: _Source, filter: Filter | None, on_fault: OnFault | None) -> Iterator[Record]:
         take = _Take(filter, on_fault)
+        places = self._places(source, filter)
         for piece in source.chain.pieces:
             fd = _open(source, piece)
             try:
-                offset = 0
-                for block in line_blocks(fd, 0, piece.size):
-                    yield from take.from_block(source, piece, offset, block)
-                    offset += sum(map(len, block))
+                for offset, end in places(fd, piece):
+                    for block in line_blocks(fd, offset, end):
+                        yield from take.from_block(source, piece, offset, block)
+                        offset += sum(map(len, block))
             finally:
                 os.close(fd)
+
+    def _places(self, source: _Source, filter: Filter | None) -> Callable[[int, Piece], Sequence[Range]]:
+        """Give what tells which bytes of a segment, open at a descriptor, must be read."""
+        query = query_of(filter) if self._index and source.chain.chained else None
+        if query is None:
+            return lambda _, piece: [(0, piece.size)]
+        index = Index(source.path)
+        return lambda fd, piece: index.ranges(fd, piece, query)
 
     async def _of_async(
         self, source: _Source, filter: Filter | None, on_fault: OnFault | None
@@ -124,15 +146,18 @@ class Reader:
         import aiofiles
 
         take = _Take(filter, on_fault)
+        places = self._places(source, filter)
         for piece in source.chain.pieces:
             fd = await asyncio.to_thread(_open, source, piece)
             async with aiofiles.open(fd, "rb", buffering=0) as file:
-                splitter = Splitter(piece.size)
-                while not splitter.done and (block := await file.read(BLOCK)):
-                    lines = list(splitter.feed(block))
-                    if lines:
-                        for record in take.from_block(source, piece, lines[0][0], [line for _, line in lines]):
-                            yield record
+                for offset, end in await asyncio.to_thread(places, fd, piece):
+                    await file.seek(offset)
+                    splitter = Splitter(None if end is None else end - offset, offset)
+                    while not splitter.done and (block := await file.read(BLOCK)):
+                        lines = list(splitter.feed(block))
+                        if lines:
+                            for record in take.from_block(source, piece, lines[0][0], [line for _, line in lines]):
+                                yield record
 
 
 class _Take:

@@ -199,7 +199,7 @@ def line_blocks(fd: int, start: int = 0, end: int | None = None) -> Iterator[lis
             yield [line]
         return
     left = None if end is None else end - start
-    with open(fd, "rb", buffering=BLOCK, closefd=False) as file:
+    with open(fd, "rb", buffering=BLOCK if left is None else min(BLOCK, left + 1), closefd=False) as file:
         file.seek(start)
         while block := file.readlines(_HINT):
             if left is not None:
@@ -230,6 +230,9 @@ def _has_overlong_line(fd: int, start: int, end: int | None) -> bool:
 
 def line_at(fd: int, offset: int, end: int | None = None) -> bytes:
     """Give the line that begins at `offset`, with its LF if it has one; at most one byte more than is allowed."""
+    block = os.pread(fd, 4096 if end is None else min(4096, end - offset), offset)
+    if (size := block.find(b"\n") + 1) > 0:
+        return block[:size]
     for _, line in lines(fd, offset, end):
         return line
     return b""
