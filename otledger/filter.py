@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,12 +58,18 @@ class Filter:
         _check_hex("trace id", self.trace_id, 32)
         _check_hex("span id", self.span_id, 16)
 
+    @property
+    def rare(self) -> bytes | None:
+        """What each wanted line holds and few others do, if there is such a thing."""
+        keys = (self.id, self.span_id, self.trace_id, self.ipc_hash)
+        return next((value.encode() for value in keys if value and _is_literal(value)), None)
+
     def compile(self) -> tuple[Callable[[bytes], bool] | None, Callable[[Record], bool] | None]:
         """Give a test of a line's bytes that lets no wanted one out, and one of the record; None: no test."""
         needles = [
             value.encode()
             for value in (self.source, self.subject, self.ipc_hash, self.trace_id, self.id, self.span_id, self.digest)
-            if value is not None and value.isascii() and value.isprintable() and '"' not in value and "\\" not in value
+            if value is not None and _is_literal(value)
         ]
         text = self.text.lower() if self.text else None
         conditions = self._conditions()
@@ -87,15 +94,18 @@ class Filter:
             tests.append(lambda record: record.span_id == self.span_id)
         if self.digest is not None:
             tests.append(lambda record: record.digest == self.digest)
-        if self.since is not None:
-            since = self.since
-            tests.append(lambda record: record.time_ns >= since)
-        if self.until is not None:
-            until = self.until
-            tests.append(lambda record: record.time_ns < until)
+        if self.since is not None or self.until is not None:
+            since = -math.inf if self.since is None else self.since
+            until = math.inf if self.until is None else self.until
+            tests.append(lambda record: since <= record.time_ns < until)
         if not self.control:
             tests.append(lambda record: not record.type.startswith(("otledger.", "otel.resource")))
         return tests
+
+
+def _is_literal(value: str) -> bool:
+    """Tell whether a line that holds this text holds these characters: nothing in it is ever escaped."""
+    return value.isascii() and value.isprintable() and '"' not in value and "\\" not in value
 
 
 def _check_hex(what: str, value: str | None, digits: int) -> None:
@@ -105,6 +115,10 @@ def _check_hex(what: str, value: str | None, digits: int) -> None:
 
 def _line_test(needles: list[bytes], text: str | None) -> Callable[[bytes], bool] | None:
     if text is None:
+        if len(needles) == 1:
+            # Most filters have one; to loop over it costs as much again.
+            only = needles[0]
+            return lambda line: only in line
         return (lambda line: all(needle in line for needle in needles)) if needles else None
     if text.isascii():
         wanted = text.encode()

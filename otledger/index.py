@@ -22,7 +22,7 @@ from pathlib import Path
 from otledger.batch import MAX_LINE
 from otledger.errors import JournalError, LedgerError, RootError
 from otledger.filter import Filter
-from otledger.run_files import LOCK, SegmentIndex, locked, open_index
+from otledger.run_files import LOCK, Heads, SegmentIndex, locked, open_index
 from otledger.runs import CELL, CELLS, ID, RESOURCE, SPAN, TRACE, TURN, VERSION, Builder, Damaged, Query, key_hash
 from otledger.segment import BLOCK, Piece, list_machines, open_folder, open_segment, pread, read_chain
 
@@ -83,12 +83,13 @@ class Index:
     """The index of the partition at `path`, for one reading of it.
 
     `runs` is how many runs at most are made by the way, where it is missing or behind. One covers 64 MB and costs a
-    third of a second.
+    third of a second. `heads` is what earlier readings remember, and this one is to add to.
     """
 
-    def __init__(self, path: Path, *, runs: int = 1) -> None:
+    def __init__(self, path: Path, *, runs: int = 1, heads: Heads | None = None) -> None:
         self.path = path
         self._left = runs
+        self._heads: Heads = {} if heads is None else heads
 
     def ranges(self, fd: int, piece: Piece, query: Query) -> Sequence[Range]:
         """Give what must be read of a segment, in order; all of it where the index cannot be used. Never raises."""
@@ -96,6 +97,7 @@ class Index:
             try:
                 return self._ranges(fd, piece, query)
             except Damaged:
+                self._heads.clear()
                 # Or it was cut off at this moment, because the segment had been.
                 self._mend(fd, piece)
             except (OSError, LedgerError) as error:
@@ -104,14 +106,18 @@ class Index:
         return [(0, piece.size)]
 
     def _ranges(self, fd: int, piece: Piece, query: Query) -> list[Range]:
-        with suppress(FileNotFoundError), open_index(self.path) as folder, SegmentIndex(folder, fd, piece) as own:
+        with (
+            suppress(FileNotFoundError),
+            open_index(self.path) as folder,
+            SegmentIndex(folder, fd, piece, self._heads) as own,
+        ):
             if self._is_due(own):
                 self._keep_up(folder, own)
             return _ranges_of(own, piece, query)
         limit = os.fstat(fd).st_size if piece.size is None else piece.size
         if self._left <= 0 or limit < _least(piece):
             return [(0, piece.size)]
-        with open_index(self.path, make=True) as folder, SegmentIndex(folder, fd, piece) as own:
+        with open_index(self.path, make=True) as folder, SegmentIndex(folder, fd, piece, self._heads) as own:
             self._keep_up(folder, own)
             return _ranges_of(own, piece, query)
 

@@ -16,10 +16,21 @@ from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
 from otledger.index import Index, Range, query_of
 from otledger.record import DECODE_ERRORS, Record, decode
-from otledger.segment import BLOCK, Chain, Piece, line_blocks, list_machines, open_folder, open_segment, read_chain
+from otledger.segment import (
+    BLOCK,
+    Chain,
+    Piece,
+    line_blocks,
+    lines_with,
+    list_machines,
+    open_folder,
+    open_segment,
+    read_chain,
+)
 
 if TYPE_CHECKING:
     from otledger.follow import Cursor, Follower
+    from otledger.run_files import Heads
 
 OnFault = Callable[[FormatError], None]
 
@@ -43,6 +54,7 @@ class Reader:
     def __init__(self, root: str | Path, *, index: bool = True) -> None:
         self.root = Path(root)
         self._index = index
+        self._heads: dict[str, Heads] = {}
 
     def machines(self) -> list[str]:
         """Give the names of the machines. Raises `RootError` where there is no ledger."""
@@ -122,10 +134,15 @@ class Reader:
     def _of(self, source: _Source, filter: Filter | None, on_fault: OnFault | None) -> Iterator[Record]:
         take = _Take(filter, on_fault)
         places = self._places(source, filter)
+        rare = filter.rare if filter is not None else None
         for piece in source.chain.pieces:
             fd = _open(source, piece)
             try:
                 for offset, end in places(fd, piece):
+                    if rare is not None:
+                        for at, line in lines_with(fd, rare, offset, end):
+                            yield from take.from_block(source, piece, at, [line])
+                        continue
                     for block in line_blocks(fd, offset, end):
                         yield from take.from_block(source, piece, offset, block)
                         offset += sum(map(len, block))
@@ -137,7 +154,7 @@ class Reader:
         query = query_of(filter) if self._index and source.chain.chained else None
         if query is None:
             return lambda _, piece: [(0, piece.size)]
-        index = Index(source.path)
+        index = Index(source.path, heads=self._heads.setdefault(source.machine, {}))
         return lambda fd, piece: index.ranges(fd, piece, query)
 
     async def _of_async(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from otledger.folder import write_all
 from otledger.runs import Damaged, Run, Stamp
-from otledger.segment import CACHE, Piece, file_size, open_folder, open_segment, pread
+from otledger.segment import CACHE, Piece, open_folder, open_segment, pread
 
 FOLDER = "index"
 LOCK = "lock"
@@ -26,12 +26,17 @@ MIN_FREE = 64 << 20
 """Free space, in bytes, that is left to the journal."""
 
 
+Heads = dict[str, tuple[tuple[int, ...], list[Run]]]
+"""For the name of a file of runs: what tells whether it is as it was, and its runs."""
+
+
 class RunFile:
     """One file of runs that follow each other. It need not be there."""
 
-    def __init__(self, folder: int, name: str) -> None:
+    def __init__(self, folder: int, name: str, heads: Heads) -> None:
         self._folder = folder
         self._name = name
+        self._heads = heads
         self._fd = -1
         self.runs: list[Run] = []
         self.size = 0
@@ -39,16 +44,26 @@ class RunFile:
     def load(self, start: int) -> None:
         """Read the heads of the runs that cover a segment from `start` on, as far as there is no gap."""
         self.close()
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self._fd = open_segment(self._folder, self._name)
-            self.size = file_size(self._fd)
+        except FileNotFoundError:
+            return
+        there = os.fstat(self._fd)
+        self.size = there.st_size
+        identity = (there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, start)
+        known = self._heads.get(self._name)
+        if known is None or known[0] != identity:
+            known = self._heads[self._name] = identity, list(self._read_heads(start))
+        self.runs = known[1].copy()
+
+    def _read_heads(self, start: int) -> Iterator[Run]:
         end = 0
         while (run := Run.read(self.read, end)) is not None and run.start == start:
             end += run.length
             if end > self.size:
                 break
             start = run.end
-            self.runs.append(run)
+            yield run
 
     @property
     def _end(self) -> int:
@@ -113,13 +128,14 @@ class RunFile:
 class SegmentIndex:
     """The index of one segment, open at `fd`; in the folder that `open_index` gives."""
 
-    def __init__(self, folder: int, fd: int, piece: Piece) -> None:
+    def __init__(self, folder: int, fd: int, piece: Piece, heads: Heads | None = None) -> None:
         self.fd = fd
         self.piece = piece
         self._there = os.fstat(fd)
         self._mode = stat.S_IMODE(self._there.st_mode) & 0o666
-        self.whole = RunFile(folder, f"{piece.name}.runs")
-        self.tail = RunFile(folder, f"{piece.name}.tail")
+        heads = {} if heads is None else heads
+        self.whole = RunFile(folder, f"{piece.name}.runs", heads)
+        self.tail = RunFile(folder, f"{piece.name}.tail", heads)
 
     def __enter__(self) -> SegmentIndex:
         self.load()
@@ -185,17 +201,18 @@ def _probe(fd: int, end: int) -> bytes:
 @contextlib.contextmanager
 def open_index(path: Path, *, make: bool = False) -> Iterator[int]:
     """Open the folder of a partition's index, made where it is missing if `make`. Raises OSError, `RootError`."""
-    with contextlib.ExitStack() as stack:
-        folder = open_folder(path)
-        stack.callback(os.close, folder)
-        shown = path
-        for name in (CACHE, FOLDER):
-            shown /= name
-            if make:
-                _make_folder(name, folder)
-            folder = open_folder(name, dir_fd=folder, shown=shown)
-            stack.callback(os.close, folder)
+    if make:
+        above = open_folder(path)
+        try:
+            _make_folder(CACHE, above)
+            _make_folder(f"{CACHE}/{FOLDER}", above)
+        finally:
+            os.close(above)
+    folder = open_folder(f"{path}/{CACHE}/{FOLDER}")
+    try:
         yield folder
+    finally:
+        os.close(folder)
 
 
 def _make_folder(name: str, above: int) -> None:

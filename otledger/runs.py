@@ -39,10 +39,11 @@ ID, TRACE, SPAN, TURN, RESOURCE = range(1, 6)
 
 _HEAD = struct.Struct("<4sHBBIIQQqqQQq16sQ")
 _CELL = struct.Struct("<QqqII")
+_OFFSET = struct.Struct("<Q")
 _WORD = struct.Struct("<I")
 _BUCKETS = 64
 _COUNTS = struct.Struct(f"<{_BUCKETS}H")
-_FEW = 12
+_FEW = 8
 """The most entries of a bucket, on the average."""
 _MOST_BITS = 20
 _BAD = 1
@@ -269,11 +270,13 @@ class Run:
         if named is not None and not named and not self._bad:
             return
         table = self._table(read)
-        ends = [cell[0] for cell in table[1:]] + [self.end]
-        for at, (start, least, largest, _, flags) in enumerate(table):
+        # Where no line is bad, the other cells need not be looked at.
+        for at in range(self.cells) if named is None or self._bad else sorted(named):
+            start, least, largest, _, flags = _CELL.unpack_from(table, at * _CELL.size)
             wanted = (named is None or at in named) and least <= until and largest >= since
             if wanted or flags & _BAD:
-                yield start, ends[at]
+                following = (at + 1) * _CELL.size
+                yield start, _OFFSET.unpack_from(table, following)[0] if at + 1 < self.cells else self.end
 
     def check(self, read: Read) -> None:
         """Look at every byte. Raises `Damaged`."""
@@ -281,12 +284,12 @@ class Run:
         for page in range(len(self._directory) // 4):
             self._page(read, page)
 
-    def _table(self, read: Read) -> list[tuple[int, int, int, int, int]]:
+    def _table(self, read: Read) -> bytes:
         size = self.cells * _CELL.size
         block = read(size + 4, self._offset + _HEAD.size + len(self._directory) + 4)
         if len(block) < size + 4 or _WORD.unpack_from(block, size)[0] != crc32(block[:size]):
             raise Damaged
-        return list(_CELL.iter_unpack(block[:size]))
+        return block
 
     def _page(self, read: Read, page: int) -> bytes:
         (end,) = _WORD.unpack_from(self._directory, 4 * page)
