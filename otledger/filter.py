@@ -97,7 +97,7 @@ class Filter:
         if self.since is not None or self.until is not None:
             since = -math.inf if self.since is None else self.since
             until = math.inf if self.until is None else self.until
-            tests.append(lambda record: since <= record.time_ns < until)
+            tests.append(lambda record: since <= (parse_time(record.time) or 0) < until)
         if not self.control:
             tests.append(lambda record: not record.type.startswith(("otledger.", "otel.resource")))
         return tests

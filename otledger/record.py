@@ -190,16 +190,16 @@ def format_time(ns: int) -> str:
 
 def parse_time(text: str) -> int | None:
     """Give RFC 3339 text as nanoseconds since the epoch, or None if it is none. A tenth digit is cut off."""
-    if len(text) == 30 and text[19] == "." and text[29] == "Z" and text.isascii() and text[20:29].isdigit():
+    if len(text) == 30 and text[29] == "Z" and (fraction := text[20:29]).isdigit() and text.isascii():
         # As it is written here: nearly all are, and many of one second.
-        second = _second(text[:19])
-        return None if second is None else second + int(text[20:29])
+        second = _second(text[:20])
+        return None if second is None else second + int(fraction)
     return _parse_time(text)
 
 
 @functools.lru_cache(4096)
 def _second(text: str) -> int | None:
-    return _parse_time(text + "Z")
+    return _parse_time(text + "0Z")
 
 
 def _parse_time(text: str) -> int | None:

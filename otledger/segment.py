@@ -26,6 +26,7 @@ CACHE = ".cache"
 BLOCK = 1 << 20
 _HINT = 1 << 18
 """Bytes of lines that are read at a time."""
+_SHORT = 1 << 15
 
 _NAME = re.compile(r"(\d{4}-(?:0[1-9]|1[0-2]))(?:\.([1-9]\d*))?\.jsonl", re.ASCII)
 
@@ -200,9 +201,11 @@ def line_blocks(fd: int, start: int = 0, end: int | None = None) -> Iterator[lis
             yield [line]
         return
     left = None if end is None else end - start
-    with open(fd, "rb", buffering=BLOCK if left is None else min(BLOCK, left + 1), closefd=False) as file:
+    # Of a short range the first lines should come soon: whoever reads may want no more.
+    size, hint = (BLOCK, _HINT) if left is None or left > BLOCK else (_SHORT, _SHORT)
+    with open(fd, "rb", buffering=size, closefd=False) as file:
         file.seek(start)
-        while block := file.readlines(_HINT if left is None else min(_HINT, left)):
+        while block := file.readlines(hint if left is None else min(hint, left)):
             if left is not None:
                 left -= sum(map(len, block))
                 while left < 0:
