@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class Filter:
 
     `type` is a shell pattern (`order.*`). `since` (inclusive) and `until` (exclusive) are nanoseconds since
     the epoch. `text` is searched in the line as stored, in any case. `control` lets otledger's own records in.
+    `id` is an event's own; `span_id` is that of the span that a record was emitted in or is about; `digest` is that
+    of an `otel.resource` record.
+
+    Raises `ConfigurationError` for a window that ends before it begins, and for a trace or span id that is none.
     """
 
     type: str | None = None
@@ -42,14 +47,34 @@ class Filter:
     until: int | None = None
     text: str | None = None
     control: bool = True
+    id: str | None = None
+    span_id: str | None = None
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.since is not None and self.until is not None and self.since > self.until:
+            raise ConfigurationError(
+                f"the window ends before it begins: since is {self.since}, until is {self.until}; swap the two"
+            )
+        _check_hex("trace id", self.trace_id, 32)
+        _check_hex("span id", self.span_id, 16)
+
+    @property
+    def rare(self) -> bytes | None:
+        """What each wanted line holds and few others do, if there is such a thing."""
+        keys = (self.id, self.span_id, self.trace_id, self.ipc_hash)
+        return next((value.encode() for value in keys if value and _is_literal(value)), None)
 
     def compile(self) -> tuple[Callable[[bytes], bool] | None, Callable[[Record], bool] | None]:
         """Give a test of a line's bytes that lets no wanted one out, and one of the record; None: no test."""
         prefix = _WILDCARD.split(self.type, maxsplit=1)[0] if self.type is not None else None
         needles = [
             value.encode()
-            for value in (prefix, self.source, self.subject, self.ipc_hash, self.trace_id)
-            if value and value.isascii() and value.isprintable() and '"' not in value and "\\" not in value
+            for value in (
+                *(prefix, self.source, self.subject, self.ipc_hash),
+                *(self.trace_id, self.id, self.span_id, self.digest),
+            )
+            if value and _is_literal(value)
         ]
         text = self.text.lower() if self.text else None
         conditions = self._conditions()
@@ -67,12 +92,16 @@ class Filter:
             tests.append(lambda record: record.ipc_hash == self.ipc_hash)
         if self.trace_id is not None:
             tests.append(lambda record: record.trace_id == self.trace_id)
-        if self.since is not None:
-            since = self.since
-            tests.append(lambda record: record.time_ns >= since)
-        if self.until is not None:
-            until = self.until
-            tests.append(lambda record: record.time_ns < until)
+        if self.id is not None:
+            tests.append(lambda record: record.id == self.id)
+        if self.span_id is not None:
+            tests.append(lambda record: record.span_id == self.span_id)
+        if self.digest is not None:
+            tests.append(lambda record: record.digest == self.digest)
+        if self.since is not None or self.until is not None:
+            since = -math.inf if self.since is None else self.since
+            until = math.inf if self.until is None else self.until
+            tests.append(lambda record: since <= (parse_time(record.time) or 0) < until)
         if not self.control:
             tests.append(lambda record: not record.type.startswith(("otledger.", "otel.resource")))
         return tests
@@ -85,6 +114,16 @@ def _type_test(pattern: str) -> Callable[[Record], bool]:
         return lambda record: record.type.startswith(prefix)
     matches = re.compile(fnmatch.translate(pattern)).match
     return lambda record: matches(record.type) is not None
+
+
+def _is_literal(value: str) -> bool:
+    """Tell whether a line that holds this text holds these characters: nothing in it is ever escaped."""
+    return value.isascii() and value.isprintable() and '"' not in value and "\\" not in value
+
+
+def _check_hex(what: str, value: str | None, digits: int) -> None:
+    if value is not None and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is None:
+        raise ConfigurationError(f"{value!r} is no {what}: it must be {digits} lower-case hex digits")
 
 
 def _line_test(needles: list[bytes], text: str | None) -> Callable[[bytes], bool] | None:

@@ -7,12 +7,14 @@ import heapq
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from otledger.batch import MAX_LINE
 from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
+from otledger.index import Index, Range, query_of
 from otledger.lookups import Lookups
 from otledger.record import DECODE_ERRORS, Record, decode
 from otledger.replayed import ReplayedSpan, maybe_span_in
@@ -22,6 +24,7 @@ from otledger.segment import (
     Piece,
     file_size,
     line_blocks,
+    lines_with,
     list_machines,
     open_folder,
     open_segment,
@@ -30,6 +33,7 @@ from otledger.segment import (
 
 if TYPE_CHECKING:
     from otledger.follow import Cursor, Follower
+    from otledger.run_files import Heads
 
 R = TypeVar("R", Record, ReplayedSpan)
 
@@ -46,10 +50,16 @@ class _Source:
 
 
 class Reader(Lookups):
-    """Reads the ledger under `root`. Takes no lock, writes nothing, and may run beside any writer."""
+    """Reads the ledger under `root`. Takes no lock of it, and may run beside any writer.
 
-    def __init__(self, root: str | Path) -> None:
+    What names a trace, a turn, a span, an event or a time is looked up in an index (otledger/index.py), which is kept
+    in the partitions' `.cache` as it is needed; nothing else is written, and with `index=False` nothing at all.
+    """
+
+    def __init__(self, root: str | Path, *, index: bool = True) -> None:
         self.root = Path(root)
+        self._index = index
+        self._heads: dict[str, Heads] = {}
 
     def machines(self) -> list[str]:
         """Give the names of the machines. Raises `RootError` where there is no ledger."""
@@ -61,13 +71,16 @@ class Reader(Lookups):
         *,
         machines: Sequence[str] | None = None,
         on_fault: OnFault | None = None,
+        limit: int | None = None,
     ) -> Iterator[Record]:
         """Iterate over the records that meet `filter`: by `seq` within a machine, machines merged by time.
 
+        At most the first `limit` of them.
         A torn last line is no record and is passed over: its writer may be at work. Any other line that is no
         record raises `FormatError` with its place, or is handed to `on_fault` and passed over.
         """
-        return self._read(decode, filter, machines, on_fault)
+        found = self._read(decode, filter, machines, on_fault)
+        return found if limit is None else islice(found, limit)
 
     def span_records(
         self, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None
@@ -91,6 +104,7 @@ class Reader(Lookups):
         *,
         machines: Sequence[str] | None = None,
         on_fault: OnFault | None = None,
+        limit: int | None = None,
     ) -> AsyncIterator[Record]:
         """Iterate as `records` does, in an event loop: the files are read in threads."""
         sources = await asyncio.to_thread(lambda: list(self._sources(machines)))
@@ -101,9 +115,11 @@ class Reader(Lookups):
                 heap.append((record.time_ns, at, record))
                 break
         heapq.heapify(heap)
-        while heap:
+        given = 0
+        while heap and (limit is None or given < limit):
             _, at, record = heap[0]
             yield record
+            given += 1
             following = await anext(streams[at], None)
             if following is None:
                 heapq.heappop(heap)
@@ -139,17 +155,32 @@ class Reader(Lookups):
         self, decode: Callable[[bytes], R | None], source: _Source, filter: Filter | None, on_fault: OnFault | None
     ) -> Iterator[R]:
         take = _Take(decode, filter, on_fault)
+        places = self._places(source, filter)
+        rare = filter.rare if filter is not None else None
         for piece in source.chain.pieces:
             fd = _open(source, piece)
             try:
-                offset = 0
                 # Up to where it ends now: of a line that is being written the rest alone would be none.
-                end = file_size(fd) if piece.size is None else piece.size
-                for block in line_blocks(fd, 0, end):
-                    yield from take.from_block(source, piece, offset, block)
-                    offset += sum(map(len, block))
+                now = file_size(fd) if piece.size is None else piece.size
+                for offset, end in places(fd, piece):
+                    end = now if end is None else end
+                    if rare is not None:
+                        for at, line in lines_with(fd, rare, offset, end):
+                            yield from take.from_block(source, piece, at, [line])
+                        continue
+                    for block in line_blocks(fd, offset, end):
+                        yield from take.from_block(source, piece, offset, block)
+                        offset += sum(map(len, block))
             finally:
                 os.close(fd)
+
+    def _places(self, source: _Source, filter: Filter | None) -> Callable[[int, Piece], Sequence[Range]]:
+        """Give what tells which bytes of a segment, open at a descriptor, must be read."""
+        query = query_of(filter) if self._index and source.chain.chained else None
+        if query is None:
+            return lambda _, piece: [(0, piece.size)]
+        index = Index(source.path, heads=self._heads.setdefault(source.machine, {}))
+        return lambda fd, piece: index.ranges(fd, piece, query)
 
     async def _of_async(
         self, source: _Source, filter: Filter | None, on_fault: OnFault | None
@@ -157,15 +188,18 @@ class Reader(Lookups):
         import aiofiles
 
         take = _Take(decode, filter, on_fault)
+        places = self._places(source, filter)
         for piece in source.chain.pieces:
             fd = await asyncio.to_thread(_open, source, piece)
             async with aiofiles.open(fd, "rb", buffering=0) as file:
-                splitter = Splitter(piece.size)
-                while not splitter.done and (block := await file.read(BLOCK)):
-                    lines = list(splitter.feed(block))
-                    if lines:
-                        for record in take.from_block(source, piece, lines[0][0], [line for _, line in lines]):
-                            yield record
+                for offset, end in await asyncio.to_thread(places, fd, piece):
+                    await file.seek(offset)
+                    splitter = Splitter(None if end is None else end - offset, offset)
+                    while not splitter.done and (block := await file.read(BLOCK)):
+                        lines = list(splitter.feed(block))
+                        if lines:
+                            for record in take.from_block(source, piece, lines[0][0], [line for _, line in lines]):
+                                yield record
 
 
 class _Take(Generic[R]):

@@ -127,6 +127,11 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
             return self.traceparent[36:52]
         return self._own("span_id")
 
+    @property
+    def digest(self) -> str | None:
+        """What spans name an OpenTelemetry resource or scope by; of an `otel.resource` record, else None."""
+        return self._own("digest") if self.type == "otel.resource" else None
+
     def _own(self, name: str) -> str | None:
         # A span whose ids form no valid header carries them in its data (format, 4).
         if not self.type.startswith("otel."):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +26,7 @@ CACHE = ".cache"
 BLOCK = 1 << 20
 _HINT = 1 << 18
 """Bytes of lines that are read at a time."""
+_SHORT = 1 << 15
 
 _NAME = re.compile(r"(\d{4}-(?:0[1-9]|1[0-2]))(?:\.([1-9]\d*))?\.jsonl", re.ASCII)
 
@@ -95,12 +96,12 @@ class Chain:
 
 def open_folder(path: str | Path, *, dir_fd: int | None = None, shown: Path | None = None) -> int:
     """Open a folder, following no symlink at its end. Raises `RootError`, or FileNotFoundError."""
-    shown = Path(path) if shown is None else shown
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     except FileNotFoundError:
         raise
     except OSError as error:
+        shown = Path(path) if shown is None else shown
         raise RootError(_why_no_folder(shown, path, dir_fd, error), path=shown) from None
 
 
@@ -118,16 +119,17 @@ def _why_no_folder(shown: Path, path: str | Path, dir_fd: int | None, error: OSE
 
 def open_segment(dir_fd: int, name: SegmentName | str, flags: int = os.O_RDONLY, *, shown: Path | None = None) -> int:
     """Open a segment, following no symlink; with `flags` for writing too. Raises `RootError`."""
-    path = (shown or Path()) / str(name)
     try:
         # O_NONBLOCK: a FIFO with a segment's name must not hang the reader.
         fd = os.open(str(name), flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
     except FileNotFoundError:
         raise
     except OSError as error:
+        path = (shown or Path()) / str(name)
         raise RootError(_why_no_segment(path, str(name), dir_fd, error), path=path) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
+        path = (shown or Path()) / str(name)
         raise RootError(f"{path} is no regular file; move it out of the ledger", path=path)
     return fd
 
@@ -179,7 +181,7 @@ def lines(fd: int, start: int = 0, end: int | None = None) -> Iterator[tuple[int
     with open(fd, "rb", buffering=BLOCK, closefd=False) as file:
         file.seek(start)
         offset = start
-        for line in iter(partial(file.readline, MAX_LINE + 1), b""):
+        for line in iter(functools.partial(file.readline, MAX_LINE + 1), b""):
             if end is not None and offset + len(line) > end:
                 line = line[: end - offset]
                 if not line:
@@ -199,9 +201,11 @@ def line_blocks(fd: int, start: int = 0, end: int | None = None) -> Iterator[lis
             yield [line]
         return
     left = None if end is None else end - start
-    with open(fd, "rb", buffering=BLOCK, closefd=False) as file:
+    # Of a short range the first lines should come soon: whoever reads may want no more.
+    size, hint = (BLOCK, _HINT) if left is None or left > BLOCK else (_SHORT, _SHORT)
+    with open(fd, "rb", buffering=size, closefd=False) as file:
         file.seek(start)
-        while block := file.readlines(_HINT):
+        while block := file.readlines(hint if left is None else min(hint, left)):
             if left is not None:
                 left -= sum(map(len, block))
                 while left < 0:
@@ -214,6 +218,33 @@ def line_blocks(fd: int, start: int = 0, end: int | None = None) -> Iterator[lis
             yield block
             if left == 0:
                 return
+
+
+def lines_with(fd: int, needle: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Give offset and bytes of the whole lines from `start` up to `end` that hold `needle`.
+
+    Where few do this is several times faster than to look at each line. Of a line longer than the format allows it
+    gives what `lines` gives.
+    """
+    end = file_size(fd) if end is None else end
+    size = BLOCK
+    while block := pread(fd, min(size, end - start), start) if start < end else b"":
+        whole = block.rfind(b"\n") + 1
+        if not whole:
+            if len(block) > MAX_LINE:
+                yield from ((offset, line) for offset, line in lines(fd, start, end) if needle in line)
+                return
+            if len(block) < size:
+                return
+            size *= 4
+            continue
+        at = 0
+        while (found := block.find(needle, at, whole)) >= 0:
+            first = block.rfind(b"\n", at, found) + 1 or at
+            at = block.index(b"\n", found) + 1
+            yield start + first, block[first:at]
+        start += whole
+        size = BLOCK
 
 
 def _has_overlong_line(fd: int, start: int, end: int | None) -> bool:
@@ -230,6 +261,9 @@ def _has_overlong_line(fd: int, start: int, end: int | None) -> bool:
 
 def line_at(fd: int, offset: int, end: int | None = None) -> bytes:
     """Give the line that begins at `offset`, with its LF if it has one; at most one byte more than is allowed."""
+    block = os.pread(fd, 4096 if end is None else min(4096, end - offset), offset)
+    if (size := block.find(b"\n") + 1) > 0:
+        return block[:size]
     for _, line in lines(fd, offset, end):
         return line
     return b""
@@ -301,6 +335,7 @@ def control_data(line: bytes, type: str) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
+@functools.lru_cache(256)
 def read_header(line: bytes, path: Path) -> Header | None:
     """Give what a segment's first line says, or None if it is no valid header.
 

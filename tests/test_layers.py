@@ -23,11 +23,12 @@ LAYERS = (
     ("projection",),
     ("applying", "projected", "places"),
     ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
+    ("index", "run_files"),
     ("writers", "writer", "delivery"),
     ("journal", "checkpoint", "recovery", "lock", "clock", "folder"),
     ("segment",),
     (
-        *("record", "batch", "replayed", "trace", "replay", "turns", "pairs"),
+        *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
     ("errors", "config", "identity", "ids", "speed", "values", "version"),
