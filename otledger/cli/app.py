@@ -27,9 +27,12 @@ class Failed(Exception):
         self.code = code
 
 
-ORDER = ("demo", "log", "show", "tail", "verify", "machines", "doctor", "replay", "receive", "import", "export")
+ORDER = (
+    *("demo", "log", "show", "tail", "sql", "verify", "machines", "doctor"),
+    *("compact", "replay", "receive", "import", "export"),
+)
 """The commands as the help lists them."""
-OWN = frozenset(("demo", "log", "show", "tail", "verify", "machines", "doctor"))
+OWN = frozenset(("demo", "log", "show", "tail", "sql", "verify", "machines", "doctor", "compact"))
 """Those that no plugin adds to: they start without looking for plugins, which costs some milliseconds."""
 
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -226,24 +227,21 @@ def compact_soon(root: Path, missing: Sequence[Extent]) -> bool:
     command = [sys.executable, "-m", "otledger.query.compacting", str(root.absolute())]
     null = subprocess.DEVNULL
     with suppress(OSError):
-        # Two processes, the first of which ends at once: nobody has to wait for the second.
-        subprocess.run([*command, "--detach"], stdin=null, stdout=null, stderr=null, check=False)
+        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
+        # It may outlive this process. While this one lives, somebody has to take note of its end.
+        threading.Thread(target=process.wait, daemon=True).start()
         return True
     return False
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Make what is missing under the root that is named, at the lowest priority."""
-    if "--detach" in arguments:
-        if os.fork():
-            os._exit(0)
-        os.setsid()
+def main(root: str) -> None:
+    """Make what is missing under a root, at the lowest priority."""
     with suppress(OSError):
         os.nice(19)
     with suppress(LedgerError, OSError):
-        for _ in compact(arguments[0]):
+        for _ in compact(root):
             pass
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1])

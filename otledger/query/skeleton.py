@@ -150,6 +150,11 @@ class Skeleton:
         """Give the groups that may have a time from `since` on and before `until`, in nanoseconds."""
         return self.groups(_window(since, until))
 
+    def reach(self, group: int) -> int:
+        """Give about how many bytes of the segment the rows up to the end of a group stand for."""
+        groups: int = self._file.num_row_groups
+        return self._extent.end * (group + 1) // groups
+
     def read(self, group: int, names: Sequence[str]) -> pa.Table:
         """Give columns of a group, by the names of `arrow.SKELETON`."""
         from otledger.query import arrow
