@@ -31,8 +31,8 @@ def sql(
         float, typer.Option(metavar="SECONDS", min=0.001, help="Give up after so long.", show_default=True)
     ] = 300.0,
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="What DuckDB may take: 256MB, 2GB.", show_default=True)
-    ] = "256MB",
+        str, typer.Option(metavar="SIZE", help="What DuckDB may take: 512MB, 2GB.", show_default=True)
+    ] = "192MB",
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Read the lines alone; neither use nor make skeletons.")
     ] = False,

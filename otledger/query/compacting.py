@@ -28,7 +28,8 @@ from otledger.query.needs import needed
 from otledger.query.skeleton import METADATA, VERSION, Fault, Origin
 from otledger.segment import CACHE, open_folder
 
-GROUP_ROWS = 65_536
+GROUP_ROWS = 32_768
+"""Rows that are read and written at a time."""
 MAX_FAULTS = 1000
 """A segment with more lines that are no records than this gets no skeleton: it is damaged, and read as it is."""
 LOCK = "compact.lock"
@@ -196,7 +197,7 @@ class _Sink:
 
     @property
     def digest(self) -> str:
-        return self._hash.hexdigest()[:32]
+        return self._hash.hexdigest()
 
     def write(self, data: Any) -> int:
         content = bytes(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import tempfile
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 TIMEOUT = 300.0
-MEMORY = 256 << 20
+MEMORY = 192 << 20
+"""Bytes that DuckDB may take. With all else around it a process stays below 600 MB."""
 LEAST_MEMORY = 16 << 20
 SPILL = 20 << 30
 """Bytes that a query may put on the disk where its memory does not suffice."""
@@ -34,6 +36,8 @@ FETCH = 2048
 """Rows that are fetched at a time."""
 BATCH = 16_384
 """Rows that a record batch has, about."""
+THREADS = 4
+"""Each thread of DuckDB takes memory of its own."""
 _SETTINGS = {
     "python_enable_replacements": "false",
     "autoinstall_known_extensions": "false",
@@ -81,7 +85,7 @@ def sql(
     try:
         session.check(query)
         session.connection.register(TABLE, lines)
-        for statement in statements(found):
+        for statement in statements(found, query):
             session.connection.execute(statement)
         session.connection.execute("set lock_configuration = true")
         return Result(session, query, parameters)
@@ -105,7 +109,12 @@ class _Session:
         self.connection: duckdb.DuckDBPyConnection = duckdb.connect(":memory:", config=_SETTINGS)
         self._timers: list[threading.Timer] = []
         self.close = weakref.finalize(self, _close, self.connection, self._spill, self._timers)
-        limits = {"memory_limit": f"{memory}B", "temp_directory": self._spill, "max_temp_directory_size": f"{SPILL}B"}
+        limits = {
+            "threads": str(min(THREADS, os.cpu_count() or 1)),
+            "memory_limit": f"{memory}B",
+            "temp_directory": self._spill,
+            "max_temp_directory_size": f"{SPILL}B",
+        }
         # The last one forbids to set the others.
         for name, value in {**limits, "TimeZone": "UTC", "enable_external_access": "false"}.items():
             self.connection.execute(f"set {name} = $${value}$$")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from otledger.query.extents import Extent
@@ -74,8 +75,20 @@ from (values {rows}) as m(machine, chained) left join (
 """
 
 
-def statements(found: Sequence[Extent]) -> list[str]:
-    """Give the statements that make the views."""
+def statements(found: Sequence[Extent], query: str) -> list[str]:
+    """Give the statements that make the views a query names, and those that these need; all where it names none.
+
+    Each costs some milliseconds, which is much of what a query over a small ledger takes.
+    """
     machines = {extent.machine: extent.chained for extent in found}
     rows = ", ".join(f"('{machine}', {chained})" for machine, chained in machines.items())
-    return [EVENTS, SPANS, TRACES, TURNS, _MACHINES.format(rows=rows or "(null::varchar, null::boolean)")]
+    views = {
+        "events": EVENTS,
+        "spans": SPANS,
+        "traces": TRACES,
+        "turns": TURNS,
+        "machines": _MACHINES.format(rows=rows or "(null::varchar, null::boolean)"),
+    }
+    named = {name for name in views if re.search(rf"\b{name}\b", query, re.IGNORECASE)} or set(views)
+    needed = named | {"events"} | ({"spans"} if "traces" in named else set())
+    return [statement for name, statement in views.items() if name in needed]
