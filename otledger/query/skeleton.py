@@ -104,7 +104,7 @@ def _columns_of(
             if found is not None and found.knows(names):
                 found.tell_faults(on_fault)
                 for group in found.groups_between(since, until):
-                    table = found.read(group, names)
+                    table = found.read(group, tuple(dict.fromkeys(names)))
                     yield tuple(table.column(name).to_pylist() for name in names)
                 return
         yield from rows.columns(extent, fd, names, on_fault=on_fault)

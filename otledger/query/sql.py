@@ -202,6 +202,8 @@ def _expire(expired: threading.Event, connection: Any) -> None:
 def _close(connection: Any, spill: str, timers: list[threading.Timer]) -> None:
     for timer in timers:
         timer.cancel()
+        # It holds the connection, and DuckDB complains on stderr about one that is there when the interpreter ends.
+        timer.join()
     connection.close()
     shutil.rmtree(spill, ignore_errors=True)
 
