@@ -31,42 +31,11 @@ BATCH = 512
 UNITS = {"": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 
 _OPERATIONS = ("chat.turn", "axis.resolve", "llm.call", "tool.run", "store.write", "http.request", "queue.publish")
-_WORDS = [
-    "the",
-    "ledger",
-    "keeps",
-    "what",
-    "happened",
-    "and",
-    "in",
-    "which",
-    "order",
-    "it",
-    "happened",
-    "so",
-    "that",
-    "anybody",
-    "can",
-    "say",
-    "later",
-    "what",
-    "it",
-    "was",
-    "that",
-    "the",
-    "machine",
-    "did",
-    "and",
-    "prove",
-    "that",
-    "nobody",
-    "has",
-    "changed",
-    "the",
-    "record",
-    "since",
-    "then",
-]
+_TEXT = (
+    "the ledger keeps what happened and in which order it happened so that anybody can say later what it was that the"
+    " machine did and prove that nobody has changed the record since then"
+)
+_WORDS = _TEXT.split()
 
 
 @dataclass(slots=True)
