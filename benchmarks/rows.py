@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import reading, startup, telemetry, writing
+from . import reading, sql, startup, telemetry, writing
 from .bench import Bench
 from .measure import Measurement
 
@@ -20,6 +20,7 @@ ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
     "scan": reading.scan,
     "tail": reading.tail,
     "startup": startup.startup,
+    "sql": sql.sql,
     "sdk": telemetry.sdk,
     "lost": telemetry.lost,
     "replay": telemetry.replay,

@@ -203,7 +203,8 @@ def _close(connection: Any, spill: str, timers: list[threading.Timer]) -> None:
     for timer in timers:
         timer.cancel()
         # It holds the connection, and DuckDB complains on stderr about one that is there when the interpreter ends.
-        timer.join()
+        if timer is not threading.current_thread():
+            timer.join()
     connection.close()
     shutil.rmtree(spill, ignore_errors=True)
 
