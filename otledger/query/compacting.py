@@ -176,10 +176,10 @@ def _write_rows(extent: Extent, fd: int, seal: Seal, sink: _Sink, tell: Callable
 
 
 _DELTA = ("seq", "time", "offset", "size", "start_ns", "end_ns")
-_WORDS = ["machine", "type", "source", "subject", "name", "kind", "status", "segment", "ipc_hash", "trace_id"]
+_WORDS = ["machine", "type", "source", "subject", "name", "kind", "status", "segment"]
 _SETTINGS = {
     "compression": "zstd",
-    "use_dictionary": [*_WORDS, "parent_span_id"],
+    "use_dictionary": [*_WORDS, "ipc_hash", "trace_id", "parent_span_id"],
     "column_encoding": dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
     "write_statistics": ["time", "seq", "type", "offset"],
 }

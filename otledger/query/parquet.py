@@ -305,8 +305,10 @@ def _schema() -> Any:
 
     from otledger.query import arrow
 
-    fields = {"time": pa.timestamp("us", "UTC"), "extensions": pa.map_(pa.string(), pa.string()), "data": pa.string()}
-    return pa.schema([pa.field(f.name, fields.get(f.name, f.type)) for f in arrow.schema(_NAMES)])
+    text = pa.string()
+    plain = {**dict.fromkeys((*arrow.WORDS, "data"), text), "time": pa.timestamp("us", "UTC")}
+    fields = {**plain, "extensions": pa.map_(text, text)}
+    return pa.schema([pa.field(each.name, fields.get(each.name, each.type)) for each in arrow.schema(_NAMES)])
 
 
 def _batch(block: Block) -> Any:

@@ -105,9 +105,21 @@ def _columns_of(
                 found.tell_faults(on_fault)
                 for group in found.groups_between(since, until):
                     table = found.read(group, tuple(dict.fromkeys(names)))
-                    yield tuple(table.column(name).to_pylist() for name in names)
+                    yield tuple(_list_of(table.column(name)) for name in names)
                 return
         yield from rows.columns(extent, fd, names, on_fault=on_fault)
+
+
+def _list_of(column: pa.ChunkedArray) -> list[Any]:
+    """Give a column as a list. Of a dictionary each word is made once, which is several times as fast."""
+    found: list[Any] = []
+    for chunk in column.chunks:
+        if hasattr(chunk, "dictionary"):
+            words = chunk.dictionary.to_pylist()
+            found += [None if at is None else words[at] for at in chunk.indices.to_pylist()]
+        else:
+            found += chunk.to_pylist()
+    return found
 
 
 class Skeleton:
