@@ -254,10 +254,7 @@ class Result:
 
     @functools.cached_property
     def _reader(self) -> pa.RecordBatchReader:
-        relation: Any = self._relation
-        # It had another name before DuckDB 1.5.
-        make = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
-        return self._session.call(make, BATCH)
+        return self._session.call(self._relation.to_arrow_reader, BATCH)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Give the rows as record batches."""
