@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import reading, startup, telemetry, views, writing
+from . import reading, sql, startup, telemetry, views, writing
 from .bench import Bench
 from .measure import Measurement
 
@@ -22,6 +22,7 @@ ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
     "projection": views.projection,
     "stats": views.stats,
     "startup": startup.startup,
+    "sql": sql.sql,
     "sdk": telemetry.sdk,
     "lost": telemetry.lost,
     "replay": telemetry.replay,

@@ -18,7 +18,7 @@ app()
 """
 
 
-def _wall(command: list[str]) -> Figures:
+def wall(command: list[str]) -> Figures:
     """Return the ms that a command takes; the fastest of five, since only delays are added to it."""
     times = []
     for _ in range(5):
@@ -37,10 +37,10 @@ def startup(bench: Bench) -> list[Measurement]:
     python = sys.executable
     rounds = bench.interleave(
         {
-            "import": partial(_wall, [python, "-c", "import otledger"]),
-            "pass": partial(_wall, [python, "-c", "pass"]),
-            "help": partial(_wall, [python, "-m", "otledger", "--help"]),
-            "typer": partial(_wall, [python, str(program), "--help"]),
+            "import": partial(wall, [python, "-c", "import otledger"]),
+            "pass": partial(wall, [python, "-c", "pass"]),
+            "help": partial(wall, [python, "-m", "otledger", "--help"]),
+            "typer": partial(wall, [python, str(program), "--help"]),
         }
     )
 

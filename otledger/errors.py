@@ -7,6 +7,7 @@ LedgerError
 ├── LedgerDamaged        the start-up check found damage, and `strict` was asked for
 ├── LedgerClosed         the ledger was closed: also a RuntimeError
 ├── EventRefused         this event cannot be stored: also a ValueError
+├── QueryError           this query cannot be run, or was stopped: also a ValueError
 ├── QueueFull            no place in the queue before the deadline
 ├── LowSpace             less than `min_free` left on the file system
 ├── ProjectionError      a projection stopped, or its database cannot be used
@@ -66,6 +67,10 @@ class LedgerClosed(LedgerError, RuntimeError):
 
 class EventRefused(LedgerError, ValueError):
     """This event cannot be stored: its type, a name in it, its size or its depth is not allowed."""
+
+
+class QueryError(LedgerError, ValueError):
+    """This query cannot be run: its SQL is wrong, it writes, it loads files, or it took too much time or memory."""
 
 
 class QueueFull(LedgerError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from otledger.segment import (
 
 if TYPE_CHECKING:
     from otledger.follow import Cursor, Follower
+    from otledger.query.sql import Result
     from otledger.run_files import Heads
 
 R = TypeVar("R", Record, ReplayedSpan)
@@ -137,6 +138,23 @@ class Reader(Lookups):
         from otledger.follow import follow
 
         return follow(self.root, cursor, filter, machines=machines)
+
+    def sql(
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        machines: Sequence[str] | None = None,
+        **limits: Any,
+    ) -> Result:
+        """Run one SELECT over the views events, spans, traces, turns and machines; see `otledger.query.sql.sql`.
+
+        Needs `otledger[sql]`. `limits` are its `timeout`, `memory`, `cache` and `progress`.
+        """
+        # A door to the layer above, so that a reader is all that a user has to hold.
+        from otledger.query.sql import sql
+
+        return sql(self.root, query, parameters, machines=machines, **limits)
 
     def _sources(self, machines: Sequence[str] | None) -> Iterator[_Source]:
         known = self.machines()

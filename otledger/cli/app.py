@@ -28,8 +28,8 @@ class Failed(Exception):
 
 
 ORDER = (
-    *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest"),
-    *("verify", "machines", "doctor", "replay", "receive", "import", "export"),
+    *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest", "sql"),
+    *("verify", "machines", "doctor", "compact", "replay", "receive", "import", "export"),
 )
 """The commands as the help lists them."""
 OWN = frozenset(ORDER) - {"replay", "receive", "import", "export"}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from otledger.cli.app import CORRUPT, NO_MATCH, OK, REFUSED, Failed
 from otledger.cli.output import Progress, counted, note, out, out_json, safe
 from otledger.errors import FormatError
 from otledger.predecessors import ExportReport, ImportReport
+
+if TYPE_CHECKING:
+    from otledger.query.parquet import Exported
 
 
 def run_import(take: Callable[..., ImportReport], root: Path, source: Path, *, json: bool) -> int:
@@ -48,6 +52,22 @@ def _say_imported(report: ImportReport, *, json: bool) -> int:
         if report.refused:
             out(f"{counted(len(report.refused), 'line')} refused")
     return REFUSED if report.refused else OK
+
+
+def say_parquet(report: Exported, *, json: bool) -> int:
+    """Print what an export of Parquet files did. Gives the exit code."""
+    for fault in report.faults:
+        note(str(fault))
+    if json:
+        files = [str(file) for file in report.files]
+        out_json({"exported": report.records, "files": files, "faults": [str(fault) for fault in report.faults]})
+    elif report.files:
+        out(f"{counted(report.records, 'record')} written to {counted(len(report.files), 'file')}:")
+        for file in report.files:
+            out(f"  {safe(str(file))}")
+    else:
+        out("nothing is new")
+    return CORRUPT if report.faults else OK
 
 
 def say_exported(report: ExportReport, *, json: bool) -> int:

@@ -1,4 +1,4 @@
-"""`import` and `export`: the ledgers of evledger and PipeWorks, taken in and given back."""
+"""`import` and `export`: the ledgers of evledger and PipeWorks, taken in and given back, and Parquet."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,10 +22,11 @@ give_back = typer.Typer(
         "Write the ledger as files that others read.",
         "otledger export evledger /tmp/for-evledger",
         "otledger export pipeworks /tmp/for-pipeworks",
+        "otledger export parquet /srv/lake/ledger",
     ),
 )
 app.add_typer(take_in, name="import", short_help="Take in what others wrote: evledger, PipeWorks, OTLP.")
-app.add_typer(give_back, name="export", short_help="Write files that others read: evledger, PipeWorks, viewers.")
+app.add_typer(give_back, name="export", short_help="Write files that others read: Parquet, evledger, …")
 
 Destination = Annotated[Path, typer.Argument(metavar="DEST", help="A new folder, outside of the ledger.")]
 
@@ -118,3 +119,31 @@ def export_pipeworks(
             folder, destination, world=world, everything=everything, progress=progress
         )
     raise typer.Exit(say_exported(report, json=json))
+
+
+@command(
+    "otledger export parquet /srv/lake/ledger                 all records, or what is new since the last time",
+    "otledger export parquet /srv/lake/ledger --machine shop-1",
+    name="parquet",
+    to=give_back,
+)
+def export_parquet(
+    ctx: typer.Context,
+    destination: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A new folder, or that of the last export, outside of the ledger.")
+    ],
+    machine: Machines = None,
+    json: Json = False,
+    root: RootOption = None,
+) -> None:
+    """Write the records as Parquet files, by machine and month. Again into the same folder, it adds what is new. Needs
+    otledger[sql]."""
+    from otledger.cli.options import once
+    from otledger.cli.outcome import say_parquet
+    from otledger.cli.output import Progress
+    from otledger.query.parquet import export_parquet as export
+
+    folder = root_of(ctx, root)
+    with Progress("export") as progress:
+        report = export(folder, destination, machines=once(machine), progress=progress)
+    raise typer.Exit(say_parquet(report, json=json))

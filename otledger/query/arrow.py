@@ -13,7 +13,11 @@ from otledger.query.rows import COLUMNS, Block, int64
 from otledger.record import parse_time
 
 _JSON = {"ARROW:extension:name": "arrow.json", "ARROW:extension:metadata": ""}
+# Few words in many rows: DuckDB groups by these four times as fast as by text of its own.
+_WORD = pa.dictionary(pa.int32(), pa.string())
+WORDS = ("machine", "type", "source", "subject", "name", "kind", "status", "segment")
 _TYPES: dict[str, Any] = {
+    **dict.fromkeys(WORDS, _WORD),
     "seq": pa.int64(),
     "time": pa.timestamp("us"),
     "nanos": pa.int16(),
@@ -57,7 +61,12 @@ def batch(block: Block, names: Sequence[str]) -> Any:
         made["time_ns"] = time_ns(made["time"], made["nanos"]) if "time_ns" in names else None
     for name in names:
         if name not in made:
-            made[name] = pa.array(block.column(name), _TYPES.get(name, pa.string()))
+            column = block.column(name)
+            made[name] = (
+                pa.array(column, pa.string()).dictionary_encode()
+                if name in WORDS
+                else pa.array(column, _TYPES.get(name, pa.string()))
+            )
     return pa.record_batch([made[name] for name in names], schema=schema(names))
 
 

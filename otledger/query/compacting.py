@@ -10,6 +10,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from otledger.query.needs import needed
 from otledger.query.skeleton import METADATA, VERSION, Fault, Origin
 from otledger.segment import CACHE, open_folder
 
-GROUP_ROWS = 65_536
+GROUP_ROWS = 32_768
+"""Rows that are read and written at a time."""
 MAX_FAULTS = 1000
 """A segment with more lines that are no records than this gets no skeleton: it is damaged, and read as it is."""
 LOCK = "compact.lock"
@@ -174,10 +176,10 @@ def _write_rows(extent: Extent, fd: int, seal: Seal, sink: _Sink, tell: Callable
 
 
 _DELTA = ("seq", "time", "offset", "size", "start_ns", "end_ns")
-_WORDS = ["machine", "type", "source", "subject", "name", "kind", "status", "segment", "ipc_hash", "trace_id"]
+_WORDS = ["machine", "type", "source", "subject", "name", "kind", "status", "segment"]
 _SETTINGS = {
     "compression": "zstd",
-    "use_dictionary": [*_WORDS, "parent_span_id"],
+    "use_dictionary": [*_WORDS, "ipc_hash", "trace_id", "parent_span_id"],
     "column_encoding": dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
     "write_statistics": ["time", "seq", "type", "offset"],
 }
@@ -195,7 +197,7 @@ class _Sink:
 
     @property
     def digest(self) -> str:
-        return self._hash.hexdigest()[:32]
+        return self._hash.hexdigest()
 
     def write(self, data: Any) -> int:
         content = bytes(data)
@@ -226,24 +228,21 @@ def compact_soon(root: Path, missing: Sequence[Extent]) -> bool:
     command = [sys.executable, "-m", "otledger.query.compacting", str(root.absolute())]
     null = subprocess.DEVNULL
     with suppress(OSError):
-        # Two processes, the first of which ends at once: nobody has to wait for the second.
-        subprocess.run([*command, "--detach"], stdin=null, stdout=null, stderr=null, check=False)
+        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
+        # It may outlive this process. While this one lives, somebody has to take note of its end.
+        threading.Thread(target=process.wait, daemon=True).start()
         return True
     return False
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Make what is missing under the root that is named, at the lowest priority."""
-    if "--detach" in arguments:
-        if os.fork():
-            os._exit(0)
-        os.setsid()
+def main(root: str) -> None:
+    """Make what is missing under a root, at the lowest priority."""
     with suppress(OSError):
         os.nice(19)
     with suppress(LedgerError, OSError):
-        for _ in compact(arguments[0]):
+        for _ in compact(root):
             pass
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1])

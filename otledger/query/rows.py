@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,7 +192,36 @@ def _extensions(block: Block) -> list[str | None]:
     return [_extensions_of(line) for line in block.lines]
 
 
+class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """A line without extensions: all members that the format names, whatever they hold."""
+
+    specversion: msgspec.Raw = msgspec.Raw()
+    id: msgspec.Raw = msgspec.Raw()
+    source: msgspec.Raw = msgspec.Raw()
+    type: msgspec.Raw = msgspec.Raw()
+    time: msgspec.Raw = msgspec.Raw()
+    datacontenttype: msgspec.Raw = msgspec.Raw()
+    dataschema: msgspec.Raw = msgspec.Raw()
+    subject: msgspec.Raw = msgspec.Raw()
+    machine: msgspec.Raw = msgspec.Raw()
+    ipchash: msgspec.Raw = msgspec.Raw()
+    traceparent: msgspec.Raw = msgspec.Raw()
+    tracestate: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.Raw()
+    synced: msgspec.Raw = msgspec.Raw()
+    seq: msgspec.Raw = msgspec.Raw()
+    prev: msgspec.Raw = msgspec.Raw()
+    checksum: msgspec.Raw = msgspec.Raw()
+
+
+_check_plain = msgspec.json.Decoder(_Plain).decode
+
+
 def _extensions_of(line: bytes) -> str | None:
+    # Most lines have none, which is told three times as fast as what the others have.
+    with suppress(*DECODE_ERRORS):
+        _check_plain(line)
+        return None
     found = {name: value for name, value in _members(line).items() if name not in RESERVED_NAMES}
     return msgspec.json.encode(found).decode(errors="replace") if found else None
 
