@@ -4,15 +4,13 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import otledger
-from otledger import Status
-from tests.faults.tools import GOOD, closed, partition, payloads, sane, wait_until
+from tests.faults.conftest import Say
+from tests.faults.tools import Told, closed, everything_told_is_there, partition, payloads, sane, wait_until
 from tests.faults.writers import Writers
 
 KILLS = {"short": 250, "long": 5000}
@@ -31,23 +29,8 @@ KINDS: list[dict[str, Any]] = [
      "options": {"batch": 5}},
 ]  # fmt: skip
 
-Report = Callable[[str], None]
 
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Report:
-    """Print past pytest's capture: how much was tried is to be seen in every run."""
-
-    def say(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n{text}", end="")
-
-    return say
-
-
-def test_killing_groups_of_writers(
-    tmp_path: Path, campaign: str, say: Report, record_property: Callable[[str, object], None]
-) -> None:
+def test_killing_groups_of_writers(tmp_path: Path, campaign: str, say: Say) -> None:
     """Four processes each time, of threads and tasks too, with records of 100 B to 500 KB."""
     kills, looked_up, largest = 0, 0, 0
     with Writers() as writers:
@@ -56,7 +39,7 @@ def test_killing_groups_of_writers(
             kind = KINDS[kills // KILLS_A_LEDGER % len(KINDS)]
             root = tmp_path / f"ledger{kills}"
             told = killed(writers, root, tmp_path / f"acks{kills}", kind, turns, seed=kills)
-            records = everything_told_is_there(root, told, exact=kind["durability"] == "disk")
+            _, records = everything_told_is_there(root, told, exact=kind["durability"] == "disk")
             sizes = [len(str(value)) for value in payloads(records)]
             largest = max(largest, *sizes)
             size = sum(path.stat().st_size for path in partition(root).iterdir()) >> 20
@@ -64,44 +47,24 @@ def test_killing_groups_of_writers(
             kills += turns
             looked_up += len(told)
             shutil.rmtree(root)
-    record_property("kills", kills)
-    record_property("records looked up", looked_up)
+    say(f"{kills} kills, {looked_up} acknowledged records looked up", kills=kills, looked_up=looked_up)
     assert kills >= KILLS[campaign]
     assert looked_up >= 10 * kills
     assert largest > 400_000
 
 
-def killed(
-    writers: Writers, root: Path, acks: Path, kind: dict[str, Any], turns: int, *, seed: int
-) -> dict[str, tuple[int, str]]:
-    """Kill so many groups. Gives `seq` and checksum that were acknowledged for each id."""
+def killed(writers: Writers, root: Path, acks: Path, kind: dict[str, Any], turns: int, *, seed: int) -> Told:
+    """Kill so many groups. Gives what was acknowledged."""
     chance = random.Random(os.urandom(8))
-    told: dict[str, tuple[int, str]] = {}
+    told = Told()
     for turn in range(turns):
         folder = acks / str(turn)
         group = writers.start(root, folder, processes=4, seed=seed + turn, least=100, most=500_000, **kind)
         wait_until(group.is_writing, "the first acknowledgement", 60)
         time.sleep(chance.uniform(0.0, 0.06))
         group.kill()
-        for receipt in group.acknowledged():
-            assert receipt.id not in told, "an id was given out twice"
-            told[receipt.id] = receipt.seq, receipt.checksum
+        told.note(group.acknowledged())
     return told
-
-
-def everything_told_is_there(root: Path, told: dict[str, tuple[int, str]], *, exact: bool) -> list[dict[str, Any]]:
-    """Verify as the last kill left it, recover, and look up what was acknowledged. At `os` numbers may change."""
-    before = otledger.verify(root, processes=1)
-    assert before.status in (*GOOD, Status.INCOMPLETE), before.faults
-    assert all("torn" in fault.reason for fault in before.faults)
-    closed(root, "the end")
-    records = sane(root)
-    there = {record["id"]: (record["seq"], record["checksum"]) for record in records}
-    assert len(there) == len(records), "a record was written twice"
-    assert told.keys() <= there.keys(), "an acknowledged record is lost"
-    assert not exact or told.items() <= there.items(), "a receipt was not true"
-    assert payloads(records)[-1] == "the end"
-    return records
 
 
 @pytest.mark.parametrize("durability", ["disk", "os"])
