@@ -168,6 +168,8 @@ class Journal:
         self._known: set[str] = set()
         self._own_failed: tuple[str, int] | None = None
         self._claim: int | None = None
+        self._uncut: tuple[str, int, int] | None = None
+        """Segment, size to cut it to, and size that it had, where a cut has failed."""
 
     # Public
 
@@ -274,6 +276,7 @@ class Journal:
         try:
             self._acquire(timeout, on_wait)
             try:
+                self._cut_back()
                 self._catch_up()
                 yield
             finally:
@@ -699,6 +702,8 @@ class Journal:
         try:
             _set_mode(fd, self.config.file_mode)
             write_all(fd, b"".join(block))
+            if file_size(fd) != sum(map(len, block)):
+                raise OSError(errno.EIO, "not all that was written is there")
             os.fsync(fd)
             sync_folder(self._dir_fd)
         except OSError as error:
@@ -750,10 +755,10 @@ class Journal:
         state.acked += sum(map(len, lines_written))
         state.seq += len(lines_written)
         state.head = checksum_of(lines_written[-1]).decode()
-        if error is None:
-            self._check_end()
         failure: JournalError | None = None if error is None else self._explain(error)
         try:
+            if error is None:
+                self._check_end()
             if self.config.durability == "disk":
                 self._sync(acked_before=before)
             else:
@@ -762,8 +767,10 @@ class Journal:
             failure = problem
             lines_written = []
         except OSError:
-            # `.lock` cannot be written: what another process would not know of must not be there.
-            os.ftruncate(self._fd, before)
+            # Not all of it is there, or `.lock` cannot be written: what another process would not know of must not
+            # be there.
+            self._uncut = str(self._name), before, file_size(self._fd)
+            self._cut_back()
             raise
         count = max(0, len(lines_written) - len(own))
         if count or len(lines_written) >= len(own):
@@ -776,9 +783,31 @@ class Journal:
             failure,
         )
 
+    def _cut_back(self) -> None:
+        """Cut off what a batch left that was not acknowledged, before anything else is done with the segment.
+
+        Where somebody else has touched it since, it is theirs: they took it for a crash's, or for written.
+        """
+        if self._uncut is None:
+            return
+        name, size, end = self._uncut
+        with contextlib.suppress(FileNotFoundError):
+            fd = open_segment(self._dir_fd, name, os.O_RDWR, shown=self.path)
+            try:
+                if file_size(fd) == end:
+                    os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+        self._uncut = None
+
     def _check_end(self) -> None:
-        """See whether our lines stand where they belong: a writer that takes no lock may have come between."""
+        """See whether our lines stand where they belong: a writer that takes no lock may have come between.
+
+        Raises OSError where the file system has less than it said that it took.
+        """
         end = os.lseek(self._fd, 0, os.SEEK_CUR)
+        if end < self._state.acked:
+            raise OSError(errno.EIO, f"{self._state.acked - end} bytes less are there than were written")
         if end != self._state.acked:
             foreign = end - self._state.acked
             log.critical("%s: somebody else wrote %d bytes while the lock was held", self.path, foreign)

@@ -6,6 +6,7 @@ another boot nothing in it is believed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -181,10 +182,16 @@ class PartitionLock:
         return decode_state(os.pread(self._fd, WIDTH, 0))
 
     def write(self, state: State) -> None:
-        """Leave `state` for the next holder."""
+        """Leave `state` for the next holder. Raises OSError where it is not there as a whole."""
         state.boot = boot_id()
         state.pid = os.getpid()
-        os.pwrite(self._fd, _encoder.encode(state).ljust(WIDTH - 1) + b"\n", 0)
+        content = _encoder.encode(state).ljust(WIDTH - 1) + b"\n"
+        done = 0
+        while done < WIDTH:
+            count = os.pwrite(self._fd, content[done:], done)
+            if count == 0:
+                raise OSError(errno.EIO, f"{LOCK_FILE} was written in part only")
+            done += count
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
