@@ -321,6 +321,19 @@ needs_strace = pytest.mark.skipif(STRACE is None, reason="strace is not installe
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: changes the user, or mounts")
 
 
+def never_trusted_again(log: str) -> int:
+    """Check in strace's log that nothing was done to a segment whose sync had failed. Gives how many had."""
+    failed: set[str] = set()
+    for row in log.splitlines():
+        match = re.search(r"\b(fdatasync|fsync|write|ftruncate)\(\d+<([^>]*\.jsonl)>", row)
+        if match is None:
+            continue
+        assert match[2] not in failed, row
+        if match[1] in ("fdatasync", "fsync") and " = -1 EIO" in row:
+            failed.add(match[2])
+    return len(failed)
+
+
 @contextmanager
 def mounted(at: Path, *command: str) -> Iterator[Path]:
     """A file system mounted at `at`; skips where that is not permitted."""
