@@ -208,7 +208,7 @@ class Outcome:
         acknowledged = self.group.acknowledged()
         assert {receipt.id for receipt in acknowledged} <= set(ids), "an acknowledged record is lost"
         holds(records, [*self.before, *(acknowledged if scenario.durability == "disk" else [])])
-        given = {f"{number}-{at}" for number in range(scenario.processes) for at in range(COUNT)}
+        given = {f"0-{number}-{at}" for number in range(scenario.processes) for at in range(COUNT)}
         found = {record["id"] for record in events(records)} - {receipt.id for receipt in self.before}
         assert len(found - given) == 1, "something is there that nobody gave"
         missing = given - found

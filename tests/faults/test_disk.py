@@ -494,7 +494,7 @@ def test_a_write_of_which_less_is_there_than_was_said(
         for number in range(1, 20):
             with monkeypatch.context() as patch:
                 patch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:-lost])) * 0 + len(data))
-                with pytest.raises(JournalError, match="less are there|not all that was written"):
+                with pytest.raises(JournalError, match=r"less are there|not all that was written"):
                     put_batch(target, number, "x" * 200)
             receipts += put_batch(target, number, "x" * 200)
     records = sane(root)

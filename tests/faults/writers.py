@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +41,7 @@ class Group:
         return [Receipt(id, int(seq), checksum, segment) for id, seq, checksum, segment in self._rows("acks-*")]
 
     def told(self) -> list[list[str]]:
-        """What else they noted: `accepted ID`, `error ID CLASS`, `left COUNT`, `unexpected CLASS`, `done`."""
+        """What else they noted: `accepted ID`, `error ID CLASS`, `left COUNT`, `finding KIND`, `done`."""
         return self._rows("told-*")
 
     def _rows(self, pattern: str) -> list[list[str]]:
@@ -153,6 +154,8 @@ def lead(request: dict[str, Any]) -> None:
             try:
                 work(number, **request)
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         children.append(pid)
@@ -164,7 +167,7 @@ class Worker:
     """What all kinds of writers need: payloads, and files in which they tell."""
 
     def __init__(self, number: int, acks: str, least: int, most: int, seed: int) -> None:
-        self.number, self.least, self.most = number, least, most
+        self.number, self.least, self.most, self._seed = number, least, most, seed
         self.chance = random.Random(1000 * seed + number)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._acks = os.open(f"{acks}/acks-{number}", flags, 0o600)
@@ -176,6 +179,10 @@ class Worker:
 
     def tell(self, *words: object) -> None:
         os.write(self._told, (" ".join(map(str, words)) + "\n").encode())
+
+    def id(self, index: int) -> str:
+        """The id of a record where the test is to know it."""
+        return f"{self._seed}-{self.number}-{index}"
 
     def payload(self, index: int) -> list[Any]:
         """A payload of a size between the two, spread evenly over the orders of magnitude."""
@@ -271,10 +278,12 @@ def write_in_tasks(worker: Worker, root: str, count: int, settings: dict[str, An
     asyncio.run(main())
 
 
-def endure(worker: Worker, root: str, count: int, settings: dict[str, Any], *, tries: int = 3) -> None:
+def endure(
+    worker: Worker, root: str, count: int, settings: dict[str, Any], *, tries: int = 3, pause: float = 0.0
+) -> None:
     """Append batches of one to three to a journal that may fail; what failed is tried again, as a queue does."""
     journal = Journal(root, **settings)
-    drafts = [Draft("app.event", worker.payload(at), id=f"{worker.number}-{at}") for at in range(count)]
+    drafts = [Draft("app.event", worker.payload(at), id=worker.id(at)) for at in range(count)]
     at, failures = 0, 0
     while at < count:
         batch = drafts[at : at + 1 + at % 3]
@@ -289,6 +298,7 @@ def endure(worker: Worker, root: str, count: int, settings: dict[str, Any], *, t
             worker.tell("error", batch[0].id, type(error).__name__)
             failures += 1
         worker.acknowledged(receipts)
+        time.sleep(pause)
         at += len(receipts)
         if receipts:
             failures = 0
@@ -300,6 +310,8 @@ def endure(worker: Worker, root: str, count: int, settings: dict[str, Any], *, t
                 journal.sync()
             except LedgerError as error:
                 worker.tell("error", "sync", type(error).__name__)
+    for finding in journal.findings:
+        worker.tell("finding", finding.kind)
     journal.close()
     worker.tell("done")
 
@@ -313,7 +325,7 @@ def endure_in_ledger(worker: Worker, root: str, count: int, settings: dict[str, 
         worker.tell("done")
         return
     for at in range(count):
-        id = f"{worker.number}-{at}"
+        id = worker.id(at)
         try:
             if at % 3:
                 worker.tell("accepted", ledger.emit("app.event", worker.payload(at), id=id))
