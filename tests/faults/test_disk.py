@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from otledger import Draft, JournalError, Receipt, Status, writer
 from otledger.errors import DiskFull, LowSpace
 from otledger.lock import WIDTH
 from tests.checker import check
+from tests.faults.conftest import Say
 from tests.faults.tools import (
     MACHINE,
     append_bytes,
@@ -43,8 +45,11 @@ from tests.faults.tools import (
     snapshot,
     wait_until,
 )
+from tests.faults.writers import Writers
 
 PAGE = 4096
+DISKS = {"short": 4, "long": 200}
+"""How often two processes write until they are done."""
 LEDGER: dict[str, Any] = {"machine": MACHINE, "service": "test", "min_free": 0}
 
 
@@ -310,6 +315,38 @@ async def test_a_ledger_on_a_disk_that_fills_and_is_emptied(small: Path, durabil
     assert [record["id"] for record in events(records)] == accepted
     assert payloads(records) == list(range(1, number + 1))
     assert not of_type(records, "otledger.gap")
+
+
+@needs_root
+@pytest.mark.parametrize("durability", ["disk", "os"])
+def test_processes_on_a_disk_that_fills_and_is_emptied_all_the_time(
+    small: Path, tmp_path: Path, durability: str, campaign: str, say: Say
+) -> None:
+    """Two ledgers in processes of their own: what they accepted is there once, in an order, when there is space."""
+    fillings, records, root, filler = 0, 0, small / "ledger", Filler(small)
+    with Writers() as writers:
+        for turn in range(DISKS[campaign]):
+            group = writers.start(
+                root, tmp_path / f"acks{turn}", kind="endure in ledger", processes=2, count=30, least=10, most=900,
+                durability=durability, options={"timeout": 60.0},
+            )  # fmt: skip
+            while not group.ended():
+                filler.fill()
+                time.sleep(0.01)
+                filler.empty()
+                time.sleep(0.01)
+                fillings += 1
+            assert group.wait() == 0
+            told = group.told()
+            assert [row for row in told if row[0] == "left"] == [["left", "0"]] * 2
+            found = sane(root)
+            holds(found, group.acknowledged() if durability == "disk" else [])
+            ids = [record["id"] for record in events(found)]
+            assert sorted(ids) == sorted(row[1] for row in told if row[0] == "accepted")
+            records += len(ids)
+            shutil.rmtree(root)
+    say(f"{durability}: a disk of 64 KB filled {fillings} times under {records} records", fillings=fillings)
+    assert fillings >= 5 * DISKS[campaign]
 
 
 @needs_root

@@ -60,6 +60,10 @@ class Group:
         os.killpg(self.pid, signal.SIGKILL)
         self._mother.wait(self.pid)
 
+    def ended(self) -> bool:
+        """Tell whether all have ended, and wait to be waited for."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
     def wait(self) -> int:
         """Wait for the end of all. Gives 0 if none of them failed."""
         return self._mother.wait(self.pid)
