@@ -1,6 +1,7 @@
 """Several processes on one ledger: each gets its turn, and every record its number."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import time
@@ -152,6 +153,26 @@ def test_lock_held_by_another_process(root: Path) -> None:
         process.wait()
     closed(root, 2)
     assert payloads(sane(root, allow=[Status.OK])) == [1, 2]
+
+
+@pytest.mark.parametrize("durability", ["disk", "os"])
+def test_a_lock_that_cannot_be_let_go(root: Path, monkeypatch: pytest.MonkeyPatch, durability: str) -> None:
+    """What was written under it is acknowledged, once, and the next gets the lock."""
+    real = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_UN:
+            raise OSError(5, "Input/output error")
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with journal(root, durability=durability) as target:
+        receipts = put(target, 1, 2)
+        receipts += closed(root, 3, lock_timeout=1)
+        receipts += put(target, 4)
+    records = sane(root, allow=[Status.OK])
+    holds(records, receipts)
+    assert payloads(records) == [1, 2, 3, 4]
 
 
 def test_lock_held_by_a_stopped_writer(tmp_path: Path) -> None:
