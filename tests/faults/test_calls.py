@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ from tests.faults.tools import (
     partition,
     put,
     sane,
+    snapshot,
 )
 from tests.faults.writers import Group, Writers
 
@@ -58,6 +59,8 @@ ERRORS = {
 CASES = {"short": 500, "long": 1500}
 """How many cases there must be at least."""
 AT_ONCE = 3
+HIT = re.compile(r"\((INJECTED|DELAYED)\)|\+\+\+ killed by SIGKILL")
+"""How strace's log tells that a call was made to fail, or that it killed."""
 COUNT = 10
 """How many records a process writes."""
 
@@ -138,21 +141,25 @@ class Bench:
             root, place / "acks", gate=True, kind=scenario.kind, durability=scenario.durability, options=options,
             processes=scenario.processes, count=COUNT, least=100, most=1000, **scenario.settings,
         )  # fmt: skip
-        with traced(group, root, place / "log", *case.inject):
+        with traced(group, place / "log", *case.inject, paths=files_of(root)):
             group.release()
             status = group.wait()
         log = (place / "log").read_text()
         return Outcome(case, root, self._bases.get(scenario.base, []), group, status, log)
 
 
-@contextmanager
-def traced(group: Group, root: Path, log: Path, *inject: str) -> Iterator[None]:
-    """Have strace hold a group and make its calls on the files of a ledger fail; wait until it has ended."""
+def files_of(root: Path) -> list[Path]:
+    """Give the paths of a ledger on which calls fail."""
     month = time.strftime("%Y-%m", time.gmtime())
-    at = root / "m1"
     names = [".lock", "quarantine", f"{month}.jsonl", *(f"{month}.{n}.jsonl" for n in range(1, 40))]
-    command = [str(STRACE), "-f", "-y", "-p", str(group.pid), "-o", str(log), "-e", "trace=" + ",".join(CALLS)]
-    for path in (root, at, *(at / name for name in names)):
+    return [root, root / "m1", *(root / "m1" / name for name in names)]
+
+
+@contextmanager
+def traced(group: Group, log: Path, *inject: str, paths: Iterable[Path] = ()) -> Iterator[None]:
+    """Have strace hold a group and make its calls fail, on these paths if any; wait until it has ended."""
+    command = [str(STRACE), "-f", "-y", "-p", str(group.pid), "-o", str(log), "-e", f"trace={','.join(CALLS)},rename"]
+    for path in paths:
         command += ["-P", str(path)]
     for one in inject:
         command += ["-e", f"inject={one}"]
@@ -182,7 +189,7 @@ class Outcome:
     @property
     def fired(self) -> bool:
         """Whether a call was made to fail."""
-        return re.search(r"\(INJECTED\)|\(DELAYED\)|\+\+\+ killed by SIGKILL", self.log) is not None
+        return HIT.search(self.log) is not None
 
     def counts(self) -> Counter[str]:
         """For each call how often the thread made it that made it most."""
@@ -195,8 +202,9 @@ class Outcome:
         """Raise AssertionError where something was lost, or said that is not true."""
         case, scenario = self.case, self.case.scenario
         rows = self.group.told()
-        assert (self.status == 0) != case.kills, "the process ended by an exception"
-        assert rows.count(["done"]) == scenario.processes or case.kills
+        killed = case.kills and self.fired
+        assert (self.status == 0) != killed, "the process ended by an exception"
+        assert rows.count(["done"]) == scenario.processes or killed
         never_trusted_again(self.log)
         if partition(self.root).exists():
             left = otledger.verify(self.root, processes=1)
@@ -212,7 +220,7 @@ class Outcome:
         found = {record["id"] for record in events(records)} - {receipt.id for receipt in self.before}
         assert len(found - given) == 1, "something is there that nobody gave"
         missing = given - found
-        if case.kills or ["error", "open", "RootError"] in rows:
+        if killed or ["error", "open", "RootError"] in rows:
             return
         if not case.lasting:
             # The fault has passed: the next try succeeded, in the same process.
@@ -229,7 +237,9 @@ def cases_of(scenario: Scenario, counts: Counter[str]) -> Iterator[Case]:
     for call, (error, spec) in itertools.product(CALLS, ERRORS.items()):
         if not counts[call] or (error == "short" and call not in ("write", "pwrite64")):
             continue
-        for when in sorted({1, min(3, counts[call]), counts[call]}):
+        # The second flock is the first that lets go.
+        second = 2 if call == "flock" else 1
+        for when in sorted({1, second, min(3, counts[call]), counts[call]}):
             yield Case(scenario, (f"{call}:{spec}:when={when}",))
         if error != "kill":
             # Python calls again after EINTR, for as long as it comes.
@@ -298,3 +308,32 @@ def run_all(bench: Bench, work: "queue.SimpleQueue[Case]") -> list[tuple[Case, b
         else:
             shutil.rmtree(outcome.root.parent)
         results.append((case, outcome.fired, why))
+
+
+@needs_strace
+def test_every_call_of_an_export_fails_in_every_way(benches: list[Bench], tmp_path: Path, say: Say) -> None:
+    """The new folder is there as a whole, or not at all and the caller knows; the ledger is as it was."""
+    bench = benches[0]
+    root = bench.folder / "closed"
+    before = snapshot(root)
+    cases = [f"rename:{spec}:when=1" for name, spec in ERRORS.items() if name != "short"]
+    cases += [f"fsync:{spec}:when={when}" for name, spec in ERRORS.items() if name != "short" for when in (1, 2, 3)]
+    fired = 0
+    for number, inject in enumerate(cases):
+        to = tmp_path / f"out{number}"
+        group = bench.writers.start(root, tmp_path / f"acks{number}", gate=True, kind="export", options={"to": str(to)})
+        with traced(group, tmp_path / "log", inject):
+            group.release()
+            status = group.wait()
+        fired += HIT.search((tmp_path / "log").read_text()) is not None
+        assert (status == 0) == ("KILL" not in inject), inject
+        rows = group.told()
+        assert status or rows[-1] == ["done"]
+        whole = to.exists()
+        assert whole or status or rows[0][:2] == ["error", "export"], inject
+        if whole:
+            assert len((to / "m1" / newest(root).name).read_bytes().splitlines()) == 3
+        assert status or not list(tmp_path.glob(f".out{number}.*")), inject
+        assert snapshot(root) == before
+    say(f"{fired} system calls of an export failed", export_cases=fired)
+    assert fired == len(cases)

@@ -24,6 +24,7 @@ from typing import Any
 import otledger
 from otledger import Draft, Journal, JournalError, Receipt, identity, open_sync
 from otledger.errors import LedgerError, LockTimeout
+from otledger.predecessors.exporting import export_evledger
 
 REPOSITORY = Path(__file__).parents[2]
 PAYLOADS = random.Random(0).randbytes(1 << 19).hex()
@@ -266,7 +267,7 @@ def write_in_threads(worker: Worker, root: str, count: int, settings: dict[str, 
     assert ledger.close(60) == 0
 
 
-def write_in_tasks(worker: Worker, root: str, count: int, settings: dict[str, Any], *, tasks: int = 8) -> None:
+def write_in_tasks(worker: Worker, root: str, count: int, settings: dict[str, Any], *, tasks: int = 4) -> None:
     """Append from tasks of one loop, in a span each; what is only emitted is told as accepted."""
 
     async def run(ledger: otledger.Ledger, task: int) -> None:
@@ -342,12 +343,22 @@ def endure_in_ledger(worker: Worker, root: str, count: int, settings: dict[str, 
     worker.tell("done")
 
 
+def export(worker: Worker, root: str, count: int, settings: dict[str, Any], *, to: str) -> None:
+    """Export the ledger into a new folder."""
+    try:
+        export_evledger(root, to)
+    except LedgerError as error:
+        worker.tell("error", "export", type(error).__name__)
+    worker.tell("done")
+
+
 KINDS: dict[str, Callable[..., None]] = {
     "journal": write_to_journal,
     "threads": write_in_threads,
     "tasks": write_in_tasks,
     "endure": endure,
     "endure in ledger": endure_in_ledger,
+    "export": export,
 }
 
 
