@@ -4,7 +4,7 @@ LedgerError
 ├── ConfigurationError   a setting, a machine name: also a ValueError
 ├── RootError            the ledger's folder or a file in it cannot be used safely: also an OSError
 ├── FormatError          a file is not what the format says, or of an unknown version: also a ValueError
-├── LedgerDamaged        the start-up check found damage, and `strict` was asked for
+├── LedgerDamaged        damage or a fork was found: at the start if `strict` was asked for, later by on_error
 ├── LedgerClosed         the ledger was closed: also a RuntimeError
 ├── EventRefused         this event cannot be stored: also a ValueError
 ├── QueryError           this query cannot be run, or was stopped: also a ValueError
@@ -54,7 +54,11 @@ class FormatError(LedgerError, ValueError):
 
 
 class LedgerDamaged(LedgerError):
-    """The start-up check found damage, and `strict=True` was asked for. `report` has the findings."""
+    """Something in the ledger was changed, or two writers had one identity.
+
+    Raised where the start-up check finds it and `strict=True` was asked for: `report` has the findings. Given to
+    `on_error` where the writer meets it later.
+    """
 
     def __init__(self, message: str, *, report: object = None) -> None:
         super().__init__(message)

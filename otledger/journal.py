@@ -32,7 +32,7 @@ from otledger.folder import check_root, make_partition, sync_folder, write_all
 from otledger.identity import boot_id, host_hash
 from otledger.lock import PartitionLock, State
 from otledger.record import Draft, Encoder, now_ns
-from otledger.recovery import Finding, Place, inspect, is_synced_end
+from otledger.recovery import Finding, Place, find_rival, inspect, is_synced_end
 from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
@@ -41,6 +41,7 @@ from otledger.segment import (
     QUARANTINE,
     Chain,
     ChainCheck,
+    Header,
     SegmentName,
     control_data,
     file_size,
@@ -168,6 +169,11 @@ class Journal:
         self._known: set[str] = set()
         self._own_failed: tuple[str, int] | None = None
         self._claim: int | None = None
+        self._uncut: tuple[str, int, int] | None = None
+        """Segment, size to cut it to, and size that it had, where a cut has failed."""
+        self._wrote = False
+        self._rivals: set[str] = set()
+        """Other hosts that wrote here since we did."""
 
     # Public
 
@@ -274,6 +280,7 @@ class Journal:
         try:
             self._acquire(timeout, on_wait)
             try:
+                self._cut_back()
                 self._catch_up()
                 yield
             finally:
@@ -393,10 +400,13 @@ class Journal:
     def _settle(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
         """Bring the partition into a state in which appending can go on at `place`, or in a new segment."""
         newest = chain.newest
+        header = chain.pieces[-1].header if chain.pieces else None
         self._state.seq, self._state.head = place.seq, place.prev.decode()
         here = finding is not None and finding.segment == place.segment
         residue = finding if finding is not None and finding.kind == "residue" and here else None
-        if newest is not None and newest > place.segment and newest not in [piece.name for piece in chain.pieces]:
+        if header is not None and header.host != host_hash():
+            self._take_over(chain, header, place, finding, synced)
+        elif newest is not None and newest > place.segment and newest not in [piece.name for piece in chain.pieces]:
             # A successor file, even an empty one, closes its predecessor: nothing is appended there any more.
             kept = self._cut(place) if residue is not None else None
             self._sync_segment(place, synced)
@@ -413,10 +423,29 @@ class Journal:
             self._start_segment("damage", place)
         else:
             self._resume(place, synced)
-        header = chain.pieces[-1].header if chain.pieces else None
-        if header is not None and header.host != host_hash() and self._name == place.segment:
-            self._start_segment("moved", self._here())
         self._record_forgotten_quarantine()
+
+    def _take_over(
+        self, chain: Chain, header: Header, place: Place, finding: Finding | None, synced: Place | None
+    ) -> None:
+        """Go on, in a segment of our own, where another host wrote last (format, 6).
+
+        What a crash left in its segment is kept, and not cut: the host may live, and write where the lock does not
+        reach. If it has come back since this journal has written, it does: two hosts have one identity.
+        """
+        rival = find_rival(self._dir_fd, self.path, chain)
+        if rival is None and self._wrote:
+            reason = f"another host (identity {header.host[:8]}) writes to this partition as well"
+            rival = Finding("fork", place.segment, place.offset, place.seq, reason)
+        if rival is not None and header.host not in self._rivals:
+            self._rivals.add(header.host)
+            self._report(rival)
+        residue = finding is not None and finding.kind == "residue" and finding.segment == place.segment
+        kept = self._keep(place) if residue else None
+        self._sync_segment(place, synced)
+        self._start_segment("moved" if residue or finding is None else "damage", place)
+        if kept is not None and finding is not None:
+            self._write_recovery(place, *kept, finding.reason, finding.records)
 
     def _size_of(self, name: SegmentName) -> int:
         fd = open_segment(self._dir_fd, name, shown=self.path)
@@ -487,14 +516,28 @@ class Journal:
 
     def _cut(self, place: Place) -> tuple[int, str]:
         """Keep the bytes beyond `place` in quarantine, and cut them off. Gives how many, and the file's name."""
+        size, name = self._keep(place)
         fd = open_segment(self._dir_fd, place.segment, os.O_RDWR, shown=self.path)
         try:
-            residue = pread(fd, file_size(fd) - place.offset, place.offset)
-            name = self._quarantine(f"{place.segment}.{place.offset}", residue)
-            os.ftruncate(fd, place.offset)
+            self._cut_kept(fd, place.offset, place.offset + size)
         finally:
             os.close(fd)
-        return len(residue), name
+        return size, name
+
+    def _keep(self, place: Place) -> tuple[int, str]:
+        """Copy the bytes beyond `place` to quarantine. Gives how many, and the file's name."""
+        fd = open_segment(self._dir_fd, place.segment, shown=self.path)
+        try:
+            residue = pread(fd, file_size(fd) - place.offset, place.offset)
+        finally:
+            os.close(fd)
+        return len(residue), self._quarantine(f"{place.segment}.{place.offset}", residue)
+
+    def _cut_kept(self, fd: int, size: int, end: int) -> None:
+        """Cut a file whose bytes up to `end` are kept in quarantine; nothing must have come behind them since."""
+        if file_size(fd) != end:
+            raise OSError(errno.EBUSY, "somebody else writes to the segment that is recovered")
+        os.ftruncate(fd, size)
 
     def _write_recovery(
         self, place: Place, size: int, quarantine: str, reason: str, records: tuple[int, int] | None
@@ -664,7 +707,7 @@ class Journal:
             kept = None
             if size and not foreign:
                 kept = self._quarantine(f"{name}.0", pread(fd, size, 0))
-                os.ftruncate(fd, 0)
+                self._cut_kept(fd, 0, size)
         except BaseException:
             os.close(fd)
             raise
@@ -699,6 +742,8 @@ class Journal:
         try:
             _set_mode(fd, self.config.file_mode)
             write_all(fd, b"".join(block))
+            if file_size(fd) < sum(map(len, block)):
+                raise OSError(errno.EIO, "not all that was written is there")
             os.fsync(fd)
             sync_folder(self._dir_fd)
         except OSError as error:
@@ -750,10 +795,10 @@ class Journal:
         state.acked += sum(map(len, lines_written))
         state.seq += len(lines_written)
         state.head = checksum_of(lines_written[-1]).decode()
-        if error is None:
-            self._check_end()
         failure: JournalError | None = None if error is None else self._explain(error)
         try:
+            if error is None:
+                self._check_end()
             if self.config.durability == "disk":
                 self._sync(acked_before=before)
             else:
@@ -762,9 +807,12 @@ class Journal:
             failure = problem
             lines_written = []
         except OSError:
-            # `.lock` cannot be written: what another process would not know of must not be there.
-            os.ftruncate(self._fd, before)
+            # Not all of it is there, or `.lock` cannot be written: what another process would not know of must not
+            # be there.
+            self._uncut = str(self._name), before, file_size(self._fd)
+            self._cut_back()
             raise
+        self._wrote = True
         count = max(0, len(lines_written) - len(own))
         if count or len(lines_written) >= len(own):
             self._known.update(batch.resources)
@@ -776,9 +824,31 @@ class Journal:
             failure,
         )
 
+    def _cut_back(self) -> None:
+        """Cut off what a batch left that was not acknowledged, before anything else is done with the segment.
+
+        Where somebody else has touched it since, it is theirs: they took it for a crash's, or for written.
+        """
+        if self._uncut is None:
+            return
+        name, size, end = self._uncut
+        with contextlib.suppress(FileNotFoundError):
+            fd = open_segment(self._dir_fd, name, os.O_RDWR, shown=self.path)
+            try:
+                if file_size(fd) == end:
+                    os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+        self._uncut = None
+
     def _check_end(self) -> None:
-        """See whether our lines stand where they belong: a writer that takes no lock may have come between."""
+        """See whether our lines stand where they belong: a writer that takes no lock may have come between.
+
+        Raises OSError where the file system has less than it said that it took.
+        """
         end = os.lseek(self._fd, 0, os.SEEK_CUR)
+        if end < self._state.acked:
+            raise OSError(errno.EIO, f"{self._state.acked - end} bytes less are there than were written")
         if end != self._state.acked:
             foreign = end - self._state.acked
             log.critical("%s: somebody else wrote %d bytes while the lock was held", self.path, foreign)

@@ -6,6 +6,7 @@ another boot nothing in it is believed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -166,9 +167,13 @@ class PartitionLock:
         return alike[0] if len(alike) == 1 else None
 
     def release(self) -> None:
-        """Let the lock go."""
+        """Let the lock go. Never raises: what was done under it is done."""
         if self._fd >= 0:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            except OSError:
+                # Closing lets it go as well.
+                self.close()
 
     def close(self) -> None:
         """Close the file, and with it the lock unless another process shares it through a fork."""
@@ -181,10 +186,17 @@ class PartitionLock:
         return decode_state(os.pread(self._fd, WIDTH, 0))
 
     def write(self, state: State) -> None:
-        """Leave `state` for the next holder."""
+        """Leave `state` for the next holder. Raises OSError where it is not there as a whole."""
         state.boot = boot_id()
         state.pid = os.getpid()
-        os.pwrite(self._fd, _encoder.encode(state).ljust(WIDTH - 1) + b"\n", 0)
+        content = _encoder.encode(state).ljust(WIDTH - 1) + b"\n"
+        done = os.pwrite(self._fd, content, 0)
+        if done == WIDTH:
+            return
+        while 0 < done < WIDTH and (count := os.pwrite(self._fd, content[done:], done)):
+            done += count
+        if os.pread(self._fd, WIDTH, 0) != content:
+            raise OSError(errno.EIO, f"{LOCK_FILE} was written in part only")
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

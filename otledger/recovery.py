@@ -24,6 +24,7 @@ from otledger.segment import (
     find_back,
     is_foreign,
     last_line,
+    line_at,
     lines,
     open_segment,
 )
@@ -149,6 +150,29 @@ def is_synced_end(dir_fd: int, path: Path, state: State) -> bool:
     finally:
         os.close(fd)
     return tail is not None and tail.seq + 1 == state.synced_seq and tail.checksum.decode() == state.synced_head
+
+
+def find_rival(dir_fd: int, path: Path, chain: Chain) -> Finding | None:
+    """Tell whether the newest segment's predecessor goes on where it should end: then two writers had one place."""
+    if len(chain.pieces) < 2:
+        return None
+    older, newer = chain.pieces[-2:]
+    header = newer.header
+    if older.size is None or header is None or header.reason == "fault":
+        return None
+    first, beyond = (_tail_at(dir_fd, path, piece.name, at) for piece, at in ((newer, 0), (older, older.size)))
+    if first is None or beyond is None or (first.seq, first.prev) != (beyond.seq, beyond.prev):
+        return None
+    reason = f"a record beyond the segment's end, where {newer.name} goes on with another of that number"
+    return Finding("fork", older.name, older.size, beyond.seq, reason)
+
+
+def _tail_at(dir_fd: int, path: Path, name: SegmentName, offset: int) -> Tail | None:
+    fd = open_segment(dir_fd, name, shown=path)
+    try:
+        return check_line(line_at(fd, offset))
+    finally:
+        os.close(fd)
 
 
 def find_anchor(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int, int]]:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from otledger.batch import ZEROS, check_line, checksum_of
+from otledger.batch import ZEROS, Tail, check_line, checksum_of
 from otledger.chunks import MAX_FAULTS, Chunk, check_chunk
 from otledger.errors import FormatError, RootError
 from otledger.lock import WIDTH, decode_state
@@ -25,6 +25,7 @@ from otledger.segment import (
     LOCK_FILE,
     QUARANTINE,
     Chain,
+    ChainCheck,
     Header,
     Piece,
     SegmentName,
@@ -39,6 +40,7 @@ from otledger.segment import (
     open_folder,
     open_segment,
     read_chain,
+    read_header,
 )
 from otledger.strict import DeepCheck
 
@@ -474,19 +476,30 @@ class _Partition:
 
     def _excluded(self, chain: Chain, sizes: dict[SegmentName, int]) -> None:
         """Read what caps leave out: records that were durable, or claimed a place, must not be there."""
-        reasons = {piece.header.previous: piece.header.reason for piece in chain.pieces if piece.header is not None}
+        successors = {piece.header.previous: piece for piece in chain.pieces if piece.header is not None}
         for piece in chain.pieces:
             if piece.size is not None and piece.size < sizes[piece.name]:
-                self._excluded_bytes(piece.name, piece.size, reasons.get(str(piece.name), ""))
+                self._excluded_bytes(piece.name, piece.size, successors.get(str(piece.name)))
         for name in chain.skipped:
-            self._excluded_bytes(name, 0, "fault")
-            if name > chain.pieces[-1].name and self._size(name):
+            later = [piece for piece in chain.pieces if piece.name > name]
+            self._skipped(name, later[0] if later else None)
+            if not later and self._size(name):
                 reason = "no valid record in the segment; the next writer sets its bytes aside"
                 self._fault(Status.INCOMPLETE, str(name), 0, self.seq, reason)
-        if any(reason == "fault" for reason in reasons.values()):
+        if any(piece.header is not None and piece.header.reason == "fault" for piece in chain.pieces):
             self.status = max(self.status, Status.RECOVERED)
 
-    def _excluded_bytes(self, name: SegmentName, start: int, reason: str) -> None:
+    def _excluded_bytes(self, name: SegmentName, start: int, successor: Piece | None) -> None:
+        """Read what stands beyond the end that the next segment names.
+
+        What has numbers that the records that count have is another writer's: only where a sync had failed it may be
+        the same writer's, who wrote again what was not durable.
+        """
+        header = successor.header if successor is not None else None
+        reason = header.reason if header is not None else ""
+        before, rival = -1, ChainCheck(-1, b"")
+        if successor is not None and header is not None and reason != "fault":
+            before, rival = header.seq, ChainCheck(header.seq, self._first_prev(successor.name))
         first: int | None = None
         fd = open_segment(self.dir_fd, name, shown=self.path)
         try:
@@ -496,7 +509,11 @@ class _Partition:
                     if reason == "damage" and is_foreign(line):
                         self._fault(Status.TAMPERED, str(name), offset, None, "a line that is not otledger's")
                     continue
-                if reason == "damage":
+                if (
+                    reason == "damage"
+                    or isinstance(rival.take(line), Tail)
+                    or (0 <= tail.seq < before and self._other_record(str(name), offset, tail.seq))
+                ):
                     why = f"a record with seq {tail.seq} beyond the segment's end, and another has that number"
                     self._fault(Status.FORK, str(name), offset, tail.seq, why)
                 elif first is not None and (tail.synced or 0) > first:
@@ -504,6 +521,28 @@ class _Partition:
                     self._fault(Status.TAMPERED, str(name), offset, first, why)
                     return
                 first = tail.seq if first is None else first
+        finally:
+            os.close(fd)
+
+    def _skipped(self, name: SegmentName, later: Piece | None) -> None:
+        """Read a segment that no other names: its creation failed, or two hosts went on from the same place."""
+        fd = open_segment(self.dir_fd, name, shown=self.path)
+        try:
+            header = read_header(line_at(fd, 0), self.path / str(name))
+        finally:
+            os.close(fd)
+        host = later.header.host if later is not None and later.header is not None else ""
+        if header is not None and host and header.host != host:
+            why = f"the segment goes on from the same place as {later.name if later else ''}, which another host began"
+            self._fault(Status.FORK, str(name), 0, header.seq, why)
+        else:
+            self._excluded_bytes(name, 0, None)
+
+    def _first_prev(self, name: SegmentName) -> bytes:
+        fd = open_segment(self.dir_fd, name, shown=self.path)
+        try:
+            tail = check_line(line_at(fd, 0))
+            return tail.prev if tail is not None else b""
         finally:
             os.close(fd)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from otledger.config import Config
 from otledger.delivery import Outcome, Rooms, deliver, wake_rooms
-from otledger.errors import JournalError, LedgerClosed, LedgerError, LockTimeout, LowSpace, QueueFull
+from otledger.errors import JournalError, LedgerClosed, LedgerDamaged, LedgerError, LockTimeout, LowSpace, QueueFull
 from otledger.journal import Ack, Batch, Journal, Resource, dumps
 from otledger.record import format_time, now_ns
 from otledger.segment import LOCK_FILE
@@ -85,6 +85,7 @@ class Writer:
         self.listeners: list[Callable[[BaseException], None]] = []
         self.users = 0
         self._opened = False
+        self._findings_told = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -532,7 +533,16 @@ class Writer:
             error = problem
         self._busy_since = 0.0
         self._current = []
+        self._tell_findings()
         self._settle(batch, ack, error, waiters)
+
+    def _tell_findings(self) -> None:
+        """Tell the listeners of damage and forks that the journal met. It has logged them."""
+        findings = self.journal.findings
+        for finding in findings[self._findings_told :]:
+            if finding.kind != "residue":
+                self.report(LedgerDamaged(f"{self.journal.path}: {finding}; run: otledger verify"))
+        self._findings_told = len(findings)
 
     def _start_parts(self, spans: list[StartPart]) -> list[bytes]:
         parts = []

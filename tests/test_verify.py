@@ -877,8 +877,8 @@ def test_while_writers_write(tmp_path: Path, durability: str, options: dict[str,
     root = tmp_path / "ledger"
     with Writers() as writers:
         group = writers.start(
-            root, tmp_path / "acks", processes=2, durability=durability, batch=5, least=100, most=3000,
-            max_segment=500_000, checkpoint_interval=0.01, pause=0.002,
+            root, tmp_path / "acks", processes=2, durability=durability, least=100, most=3000,
+            max_segment=500_000, checkpoint_interval=0.01, options={"batch": 5, "pause": 0.002},
         )  # fmt: skip
         try:
             while not group.is_writing():

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 import otledger
 from otledger import Draft, JournalError, Receipt, Status, writer
 from otledger.errors import DiskFull, LowSpace
+from otledger.lock import WIDTH
 from tests.checker import check
+from tests.faults.conftest import Say
 from tests.faults.tools import (
     MACHINE,
     append_bytes,
@@ -27,6 +30,7 @@ from tests.faults.tools import (
     headers,
     holds,
     journal,
+    lock_state,
     mounted,
     needs_root,
     newest,
@@ -41,8 +45,11 @@ from tests.faults.tools import (
     snapshot,
     wait_until,
 )
+from tests.faults.writers import Writers
 
 PAGE = 4096
+DISKS = {"short": 4, "long": 200}
+"""How often two processes write until they are done."""
 LEDGER: dict[str, Any] = {"machine": MACHINE, "service": "test", "min_free": 0}
 
 
@@ -311,6 +318,38 @@ async def test_a_ledger_on_a_disk_that_fills_and_is_emptied(small: Path, durabil
 
 
 @needs_root
+@pytest.mark.parametrize("durability", ["disk", "os"])
+def test_processes_on_a_disk_that_fills_and_is_emptied_all_the_time(
+    small: Path, tmp_path: Path, durability: str, campaign: str, say: Say
+) -> None:
+    """Two ledgers in processes of their own: what they accepted is there once, in an order, when there is space."""
+    fillings, records, root, filler = 0, 0, small / "ledger", Filler(small)
+    with Writers() as writers:
+        for turn in range(DISKS[campaign]):
+            group = writers.start(
+                root, tmp_path / f"acks{turn}", kind="endure in ledger", processes=2, count=30, least=10, most=900,
+                durability=durability, options={"timeout": 60.0},
+            )  # fmt: skip
+            while not group.ended():
+                filler.fill()
+                time.sleep(0.01)
+                filler.empty()
+                time.sleep(0.01)
+                fillings += 1
+            assert group.wait() == 0
+            told = group.told()
+            assert [row for row in told if row[0] == "left"] == [["left", "0"]] * 2
+            found = sane(root)
+            holds(found, group.acknowledged() if durability == "disk" else [])
+            ids = [record["id"] for record in events(found)]
+            assert sorted(ids) == sorted(row[1] for row in told if row[0] == "accepted")
+            records += len(ids)
+            shutil.rmtree(root)
+    say(f"{durability}: a disk of 64 KB filled {fillings} times under {records} records", fillings=fillings)
+    assert fillings >= 5 * DISKS[campaign]
+
+
+@needs_root
 async def test_a_ledger_closed_on_a_full_disk_tells_what_is_left(small: Path) -> None:
     root, filler = small / "ledger", Filler(small)
     ledger = await otledger.open(root, **LEDGER)
@@ -478,6 +517,72 @@ def test_a_write_that_stops_at_every_byte(
         holds(records, receipts)
         assert payloads(records) == [0, 1, 2, 3]
         assert isinstance(caught.value, DiskFull) == (error in (28, 122))
+
+
+@pytest.mark.parametrize("durability", ["disk", "os"])
+@pytest.mark.parametrize("lost", [1, 7, 10_000])
+def test_a_write_of_which_less_is_there_than_was_said(
+    root: Path, monkeypatch: pytest.MonkeyPatch, lost: int, durability: str
+) -> None:
+    """The file system lies: what is not there is not acknowledged, and the caller is told."""
+    real = os.write
+    with journal(root, durability=durability, max_segment=4000) as target:
+        receipts = put(target, 0)
+        for number in range(1, 20):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:-lost])) * 0 + len(data))
+                with pytest.raises(JournalError, match=r"less are there|not all that was written"):
+                    put_batch(target, number, "x" * 200)
+            receipts += put_batch(target, number, "x" * 200)
+    records = sane(root)
+    holds(records, receipts)
+    assert [value for value in payloads(records) if value != "x" * 200] == list(range(20))
+
+
+@pytest.mark.parametrize("durability", ["disk", "os"])
+@pytest.mark.parametrize("at_most", [1, 100, 500])
+def test_lock_written_in_parts(root: Path, monkeypatch: pytest.MonkeyPatch, at_most: int, durability: str) -> None:
+    """Another process reads in it what was left, and no mixture of that and what was there before."""
+    real = os.pwrite
+    with journal(root, durability=durability) as target:
+        receipts = put(target, 1)
+        for number in range(2, 6):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:at_most], offset))
+                receipts += put(target, number)
+            with (partition(root) / ".lock").open("rb") as file:
+                assert len(file.read()) == WIDTH
+            assert lock_state(root)["seq"] == receipts[-1].seq + 1
+    records = sane(root, allow=[Status.OK])
+    holds(records, receipts)
+    assert payloads(records) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("durability", ["disk", "os"])
+def test_a_batch_that_can_be_neither_acknowledged_nor_cut(
+    root: Path, monkeypatch: pytest.MonkeyPatch, durability: str, between: bool
+) -> None:
+    """It is cut before anything else is written, so that what is tried again is not there twice."""
+
+    def fails(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with journal(root, durability=durability) as target:
+        receipts = put(target, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", fails)
+            patch.setattr(os, "ftruncate", fails)
+            for _ in range(3):
+                with pytest.raises(JournalError):
+                    put(target, 2)
+        if between:
+            # Another process finds a whole line, and keeps it: it is its own from then on.
+            receipts += closed(root, "between")
+        receipts += put(target, 2)
+    records = sane(root)
+    holds(records, receipts)
+    assert payloads(records) == ([1, 2, "between", 2] if between else [1, 2])
 
 
 LIMITED = """if True:

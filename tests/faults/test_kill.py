@@ -2,62 +2,69 @@
 
 import os
 import random
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import otledger
-from otledger import Status
-from tests.faults.tools import GOOD, closed, partition, payloads, sane, wait_until
+from tests.faults.conftest import Say
+from tests.faults.tools import Told, closed, everything_told_is_there, partition, payloads, sane, wait_until
 from tests.faults.writers import Writers
 
-KILLS = int(os.environ.get("OTLEDGER_TEST_KILLS", "250"))
-"""How many groups of writers are killed in all."""
+KILLS = {"short": 250, "long": 5000}
+"""How many groups of four processes are killed in all."""
+KILLS_A_LEDGER = 36
+"""Then its records are looked up, and another ledger begins: so no disk is filled."""
 
-KINDS = [
+KINDS: list[dict[str, Any]] = [
     {"kind": "journal", "durability": "disk"},
-    {"kind": "ledger", "durability": "disk"},
+    {"kind": "threads", "durability": "disk"},
+    {"kind": "tasks", "durability": "disk"},
     {"kind": "journal", "durability": "os"},
-    {"kind": "ledger", "durability": "os", "sync_interval": 0.01},
-    {"kind": "journal", "durability": "disk", "batch": 5, "max_segment": 300_000, "checkpoint_interval": 0.01},
-]
+    {"kind": "tasks", "durability": "os", "sync_interval": 0.01},
+    {"kind": "threads", "durability": "os", "sync_interval": 0.01},
+    {"kind": "journal", "durability": "disk", "max_segment": 3_000_000, "checkpoint_interval": 0.01,
+     "options": {"batch": 5}},
+]  # fmt: skip
 
 
-def test_killing_groups_of_writers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four processes with records of 2 KB each time; five kinds of groups, each with a ledger of its own."""
-    chance = random.Random(os.urandom(8))
-    roots = [tmp_path / f"ledger{number}" for number in range(len(KINDS))]
-    told: list[dict[str, tuple[int, str]]] = [{} for _ in KINDS]
+def test_killing_groups_of_writers(tmp_path: Path, campaign: str, say: Say) -> None:
+    """Four processes each time, of threads and tasks too, with records of 100 B to 500 KB."""
+    kills, looked_up, largest = 0, 0, 0
     with Writers() as writers:
-        for turn in range(KILLS):
-            kind = turn % len(KINDS)
-            group = writers.start(roots[kind], tmp_path / f"acks{turn}", processes=4, seed=turn, **KINDS[kind])
-            wait_until(group.is_writing, "the first acknowledgement", 60)
-            time.sleep(chance.uniform(0.02, 0.15))
-            group.kill()
-            for receipt in group.acknowledged():
-                assert receipt.id not in told[kind], "an id was given out twice"
-                told[kind][receipt.id] = receipt.seq, receipt.checksum
-    for kind, root in enumerate(roots[: min(KILLS, len(KINDS))]):
-        before = otledger.verify(root, processes=1)
-        assert before.status in (*GOOD, Status.INCOMPLETE), before.faults
-        assert all("torn" in fault.reason for fault in before.faults)
-        # The next to open recovers what the last kill left.
-        closed(root, "the end")
-        records = sane(root)
-        there = {record["id"]: (record["seq"], record["checksum"].removeprefix("sha256:")) for record in records}
-        assert len(there) == len(records)
-        assert told[kind].keys() <= there.keys(), "an acknowledged record is lost"
-        if KINDS[kind]["durability"] == "disk":
-            for id, (seq, checksum) in told[kind].items():
-                assert there[id] == (seq, checksum.removeprefix("sha256:"))
-        assert payloads(records)[-1] == "the end"
-        # No process wrote an event twice, and each wrote its own in order.
-        assert len(told[kind]) > 0
-        with capsys.disabled():
+        while kills < KILLS[campaign]:
+            turns = min(KILLS_A_LEDGER, KILLS[campaign] - kills)
+            kind = KINDS[kills // KILLS_A_LEDGER % len(KINDS)]
+            root = tmp_path / f"ledger{kills}"
+            told = killed(writers, root, tmp_path / f"acks{kills}", kind, turns, seed=kills)
+            _, records = everything_told_is_there(root, told, exact=kind["durability"] == "disk")
+            sizes = [len(str(value)) for value in payloads(records)]
+            largest = max(largest, *sizes)
             size = sum(path.stat().st_size for path in partition(root).iterdir()) >> 20
-            print(f"\n{KINDS[kind]}: {len(told[kind])} acknowledged of {len(records)} records, {size} MB", end="")
+            say(f"{kind}: {turns} kills, {len(told)} acknowledged of {len(records)} records, {size} MB")
+            kills += turns
+            looked_up += len(told)
+            shutil.rmtree(root)
+    say(f"{kills} kills, {looked_up} acknowledged records looked up", kills=kills, looked_up=looked_up)
+    assert kills >= KILLS[campaign]
+    assert looked_up >= 10 * kills
+    assert largest > 400_000
+
+
+def killed(writers: Writers, root: Path, acks: Path, kind: dict[str, Any], turns: int, *, seed: int) -> Told:
+    """Kill so many groups. Gives what was acknowledged."""
+    chance = random.Random(os.urandom(8))
+    told = Told()
+    for turn in range(turns):
+        folder = acks / str(turn)
+        group = writers.start(root, folder, processes=4, seed=seed + turn, least=100, most=500_000, **kind)
+        wait_until(group.is_writing, "the first acknowledgement", 60)
+        time.sleep(chance.uniform(0.0, 0.06))
+        group.kill()
+        told.note(group.acknowledged())
+    return told
 
 
 @pytest.mark.parametrize("durability", ["disk", "os"])

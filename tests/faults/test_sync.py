@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +34,7 @@ from tests.faults.tools import (
     lines_of,
     lock_state,
     needs_strace,
+    never_trusted_again,
     newest,
     of_type,
     partition,
@@ -438,19 +439,6 @@ def traced(log: Path, *inject: str) -> list[str]:
     return command
 
 
-def never_trusted_again(log: Path) -> int:
-    """Nothing was done to a segment after its sync had failed. Gives how many syncs of segments failed."""
-    failed: set[str] = set()
-    for row in log.read_text().splitlines():
-        match = re.search(r"\b(fdatasync|fsync|write|ftruncate)\(\d+<([^>]*\.jsonl)>", row)
-        if match is None:
-            continue
-        assert match[2] not in failed, row
-        if match[1] in ("fdatasync", "fsync") and " = -1 EIO" in row:
-            failed.add(match[2])
-    return len(failed)
-
-
 def acknowledged(output: str) -> list[Receipt]:
     rows = [row.split() for row in output.splitlines()]
     return [Receipt(row[0], int(row[1]), row[2], "") for row in rows if len(row) == 3]
@@ -470,13 +458,12 @@ def acknowledged(output: str) -> list[Receipt]:
 )
 def test_a_disk_that_fails_under_a_process(root: Path, tmp_path: Path, inject: list[str], durability: str) -> None:
     log = tmp_path / "strace.log"
-    command = [*traced(log, *inject), os.path.realpath("/proc/self/exe"), "-c", WRITER, str(root), durability, "12"]
-    command[command.index("-c") - 1] = shutil.which("python3") or command[command.index("-c") - 1]
+    command = [*traced(log, *inject), sys.executable, "-c", WRITER, str(root), durability, "12"]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.endswith("done\n")
-    never_trusted_again(log)
+    never_trusted_again(log.read_text())
     receipts = acknowledged(done.stdout)
     receipts += closed(root, "after")
     records = sane(root)
@@ -491,9 +478,8 @@ def killed_in(call: str, nth: int, root: Path, tmp_path: Path, durability: str, 
     """Have a writer hang in a system call, kill it there, and give what it printed."""
     log = tmp_path / f"{call}{nth}.log"
     command = traced(log, f"{call}:{when}=60000000:when={nth}")
-    python = shutil.which("python3") or "python3"
     with subprocess.Popen(
-        [*command, python, "-c", WRITER, str(root), durability, "12"],
+        [*command, sys.executable, "-c", WRITER, str(root), durability, "12"],
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.PIPE,

@@ -150,6 +150,35 @@ def holds(records: Iterable[Json], receipts: Iterable[Receipt]) -> None:
         assert (record["seq"], record["checksum"]) == (receipt.seq, receipt.checksum)
 
 
+class Told(dict[str, tuple[int, str]]):
+    """What writers were told to be durable: `seq` and checksum by id."""
+
+    def note(self, receipts: Iterable[Receipt]) -> None:
+        for receipt in receipts:
+            assert receipt.id not in self, "an id was given out twice"
+            self[receipt.id] = receipt.seq, receipt.checksum
+
+
+def everything_told_is_there(root: Path, told: Told, *, exact: bool) -> tuple[Status, list[Json]]:
+    """Verify what a crash left, recover, and look up what was acknowledged. At `os` numbers may have changed.
+
+    Gives what `verify` said before the recovery, and the records after it.
+    """
+    before = Status.OK
+    if (root / MACHINE).exists():
+        report = otledger.verify(root, processes=1)
+        before = report.status
+        assert before in (*GOOD, Status.INCOMPLETE), report.faults
+    closed(root, "after the crash")
+    records = sane(root)
+    there = {record["id"]: (record["seq"], record["checksum"]) for record in records}
+    assert len(there) == len(records), "a record was written twice"
+    assert told.keys() <= there.keys(), "an acknowledged record is lost"
+    assert not exact or told.items() <= there.items(), "a receipt was not true"
+    assert payloads(records)[-1] == "after the crash"
+    return before, records
+
+
 def snapshot(root: Path) -> dict[str, bytes]:
     """All files of a ledger but `.lock`."""
     return {
@@ -290,6 +319,19 @@ def kill(pid: int) -> None:
 STRACE = shutil.which("strace")
 needs_strace = pytest.mark.skipif(STRACE is None, reason="strace is not installed (apt-get install strace)")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: changes the user, or mounts")
+
+
+def never_trusted_again(log: str) -> int:
+    """Check in strace's log that nothing was done to a segment whose sync had failed. Gives how many had."""
+    failed: set[str] = set()
+    for row in log.splitlines():
+        match = re.search(r"\b(fdatasync|fsync|write|ftruncate)\(\d+<([^>]*\.jsonl)>", row)
+        if match is None:
+            continue
+        assert match[2] not in failed, row
+        if match[1] in ("fdatasync", "fsync") and " = -1 EIO" in row:
+            failed.add(match[2])
+    return len(failed)
 
 
 @contextmanager

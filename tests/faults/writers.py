@@ -4,6 +4,7 @@ As a program it is their mother: it has otledger loaded and forks a group for ea
 that a group is writing within milliseconds. A group is a process group of its own, to be killed as one.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -14,14 +15,20 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from otledger import Draft, Journal, Receipt, open_sync
-from otledger.errors import LockTimeout
+import otledger
+from otledger import Draft, Journal, JournalError, Receipt, identity, open_sync
+from otledger.errors import LedgerError, LockTimeout
+from otledger.predecessors.exporting import export_evledger
 
 REPOSITORY = Path(__file__).parents[2]
+PAYLOADS = random.Random(0).randbytes(1 << 19).hex()
+"""What payloads are cut out of: to make random bytes for each would cost more than to write them."""
 
 
 class Group:
@@ -32,20 +39,31 @@ class Group:
 
     def acknowledged(self) -> list[Receipt]:
         """What the processes were told so far to be durable."""
-        receipts = []
-        for path in sorted(self._acks.glob("acks-*")):
-            # A last line without its end is that of a process that was killed while it told us.
-            for row in path.read_text().split("\n")[:-1]:
-                id, seq, checksum, segment = row.split()
-                receipts.append(Receipt(id, int(seq), checksum, segment))
-        return receipts
+        return [Receipt(id, int(seq), checksum, segment) for id, seq, checksum, segment in self._rows("acks-*")]
+
+    def told(self) -> list[list[str]]:
+        """What else they noted: `accepted ID`, `error ID CLASS`, `left COUNT`, `finding KIND`, `done`."""
+        return self._rows("told-*")
+
+    def _rows(self, pattern: str) -> list[list[str]]:
+        # A last line without its end is that of a process that was killed while it told us.
+        texts = [path.read_text() for path in sorted(self._acks.glob(pattern))]
+        return [row.split() for text in texts for row in text.split("\n")[:-1]]
 
     def is_writing(self) -> bool:
         return any(path.stat().st_size for path in list(self._acks.glob("acks-*")))
 
+    def release(self) -> None:
+        """Let a group that was started with `gate` go on."""
+        os.close(os.open(self._acks / "gate", os.O_WRONLY))
+
     def kill(self) -> None:
         os.killpg(self.pid, signal.SIGKILL)
         self._mother.wait(self.pid)
+
+    def ended(self) -> bool:
+        """Tell whether all have ended, and wait to be waited for."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
     def wait(self) -> int:
         """Wait for the end of all. Gives 0 if none of them failed."""
@@ -53,18 +71,17 @@ class Group:
 
 
 class Writers:
-    """Starts groups of writers."""
+    """Starts groups of writers. `prefix` is a command under which they all run."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: Iterable[str] = ()) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OTLEDGER_")}
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [*prefix, sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment | {"PYTHONPATH": str(REPOSITORY)},
         )
-        self._groups: list[Group] = []
 
     def __enter__(self) -> "Writers":
         return self
@@ -77,9 +94,11 @@ class Writers:
             process.stdin.close()
             process.wait()
 
-    def start(self, root: Path, acks: Path, **options: Any) -> Group:
-        """Options: `processes`, `count`, `least` and `most` bytes of a payload, `kind`, `durability`, others."""
+    def start(self, root: Path, acks: Path, *, gate: bool = False, **options: Any) -> Group:
+        """Options: `processes`, and those of `work`. With `gate` they wait for `Group.release`."""
         acks.mkdir(parents=True)
+        if gate:
+            os.mkfifo(acks / "gate")
         pid = self._ask({"root": str(root), "acks": str(acks), **options})
         return Group(self, pid, acks)
 
@@ -98,6 +117,9 @@ class Writers:
 
 
 def mother() -> None:
+    # Once for all groups: these read files, which a group that is traced must not do.
+    identity.boot_id()
+    identity.host_hash()
     groups = []
     for line in sys.stdin:
         request = json.loads(line)
@@ -125,6 +147,9 @@ def die_with_parent() -> None:
 
 def lead(request: dict[str, Any]) -> None:
     os.setpgid(0, 0)
+    gate = Path(request["acks"], "gate")
+    if gate.exists():
+        gate.read_bytes()
     children = []
     for number in range(request.pop("processes", 1)):
         pid = os.fork()
@@ -134,11 +159,41 @@ def lead(request: dict[str, Any]) -> None:
             try:
                 work(number, **request)
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         children.append(pid)
     failed = [pid for pid in children if os.waitpid(pid, 0)[1]]
     os._exit(1 if failed else 0)
+
+
+class Worker:
+    """What all kinds of writers need: payloads, and files in which they tell."""
+
+    def __init__(self, number: int, acks: str, least: int, most: int, seed: int) -> None:
+        self.number, self.least, self.most, self._seed = number, least, most, seed
+        self.chance = random.Random(1000 * seed + number)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._acks = os.open(f"{acks}/acks-{number}", flags, 0o600)
+        self._told = os.open(f"{acks}/told-{number}", flags, 0o600)
+
+    def acknowledged(self, receipts: Iterable[Receipt | None]) -> None:
+        rows = [f"{one.id} {one.seq} {one.checksum} {one.segment}\n" for one in receipts if one is not None]
+        os.write(self._acks, "".join(rows).encode())
+
+    def tell(self, *words: object) -> None:
+        os.write(self._told, (" ".join(map(str, words)) + "\n").encode())
+
+    def id(self, index: int) -> str:
+        """The id of a record where the test is to know it."""
+        return f"{self._seed}-{self.number}-{index}"
+
+    def payload(self, index: int) -> list[Any]:
+        """A payload of a size between the two, spread evenly over the orders of magnitude."""
+        size = int(self.least * (self.most / self.least) ** self.chance.random())
+        begin = self.chance.randrange(len(PAYLOADS) - size)
+        return [self.number, index, PAYLOADS[begin : begin + size]]
 
 
 def work(
@@ -152,46 +207,57 @@ def work(
     least: int = 2048,
     most: int = 2048,
     seed: int = 0,
-    batch: int = 1,
-    sync: bool = True,
-    pause: float = 0.0,
+    boot: str | None = None,
+    options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> None:
-    """Write records, each with a payload of a size between the two, spread evenly over the orders of magnitude."""
-    chance = random.Random(1000 * seed + number)
+    """Write `count` records of `least` to `most` bytes. `options` are those of the kind, `boot` another boot's id."""
+    if boot is not None:
+        identity.boot_id.cache_clear()
+        identity.BOOT_ID_FILE = boot
+    worker = Worker(number, acks, least, most, seed)
     settings = {"machine": "m1", "service": f"p{number}", "durability": durability, **settings}
-    fd = os.open(f"{acks}/acks-{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    KINDS[kind](worker, root, count, settings, **(options or {}))
 
-    def acknowledged(receipts: list[Receipt]) -> None:
-        rows = [f"{one.id} {one.seq} {one.checksum} {one.segment}\n" for one in receipts]
-        os.write(fd, "".join(rows).encode())
 
-    def payload(index: int) -> list[Any]:
-        size = int(least * (most / least) ** chance.random())
-        return [number, index, chance.randbytes(size // 2 + 1).hex()[:size]]
+def write_to_journal(
+    worker: Worker,
+    root: str,
+    count: int,
+    settings: dict[str, Any],
+    *,
+    batch: int = 1,
+    pause: float = 0.0,
+    told_when: str = "appended",
+) -> None:
+    """Append batches. At durability `os` a sync comes after every 16; with `told_when` synced we tell only then."""
+    journal = Journal(root, **settings)
+    waiting: list[Receipt] = []
+    for index in range(0, count, batch):
+        # Whoever waits long for the lock tries again: nothing was written then.
+        while True:
+            try:
+                waiting += journal.append([Draft("app.event", worker.payload(index + at)) for at in range(batch)])
+                break
+            except LockTimeout:
+                continue
+        if settings["durability"] == "os" and index % 16 == 15:
+            journal.sync()
+        elif told_when == "synced":
+            continue
+        worker.acknowledged(waiting)
+        waiting = []
+        time.sleep(pause)
+    journal.close()
 
-    if kind == "journal":
-        journal = Journal(root, **settings)
-        for index in range(0, count, batch):
-            # Whoever waits long for the lock tries again: nothing was written then.
-            while True:
-                try:
-                    acknowledged(journal.append([Draft("app.event", payload(index + at)) for at in range(batch)]))
-                    break
-                except LockTimeout:
-                    continue
-            time.sleep(pause)
-            if sync and durability == "os" and index % 16 == 15:
-                journal.sync()
-        journal.close()
-        return
+
+def write_in_threads(worker: Worker, root: str, count: int, settings: dict[str, Any]) -> None:
+    """Append from four threads of one ledger."""
     ledger = open_sync(root, check=None, **settings)
 
     def run(thread: int) -> None:
         for index in range(thread, count, 4):
-            receipt = ledger.append("app.event", payload(index))
-            assert receipt is not None
-            acknowledged([receipt])
+            worker.acknowledged([ledger.append("app.event", worker.payload(index))])
 
     threads = [threading.Thread(target=run, args=(thread,)) for thread in range(4)]
     for thread in threads:
@@ -199,6 +265,101 @@ def work(
     for thread in threads:
         thread.join()
     assert ledger.close(60) == 0
+
+
+def write_in_tasks(worker: Worker, root: str, count: int, settings: dict[str, Any], *, tasks: int = 4) -> None:
+    """Append from tasks of one loop, in a span each; what is only emitted is told as accepted."""
+
+    async def run(ledger: otledger.Ledger, task: int) -> None:
+        for index in range(task, count, tasks):
+            async with ledger.span(f"request {task}"):
+                worker.tell("accepted", await ledger.emit("app.event", worker.payload(index)))
+                worker.acknowledged([await ledger.append("app.event", worker.payload(index))])
+
+    async def main() -> None:
+        async with otledger.open(root, check=None, **settings) as ledger:
+            await asyncio.gather(*(run(ledger, task) for task in range(tasks)))
+
+    asyncio.run(main())
+
+
+def endure(
+    worker: Worker, root: str, count: int, settings: dict[str, Any], *, tries: int = 3, pause: float = 0.0
+) -> None:
+    """Append batches of one to three to a journal that may fail; what failed is tried again, as a queue does."""
+    journal = Journal(root, **settings)
+    drafts = [Draft("app.event", worker.payload(at), id=worker.id(at)) for at in range(count)]
+    at, failures = 0, 0
+    while at < count:
+        batch = drafts[at : at + 1 + at % 3]
+        try:
+            receipts = journal.append(batch)
+        except JournalError as error:
+            receipts = error.receipts
+            worker.tell("error", batch[len(receipts)].id, type(error).__name__)
+            failures += 1
+        except LedgerError as error:
+            receipts = []
+            worker.tell("error", batch[0].id, type(error).__name__)
+            failures += 1
+        worker.acknowledged(receipts)
+        time.sleep(pause)
+        at += len(receipts)
+        if receipts:
+            failures = 0
+        elif failures >= tries:
+            # The caller gives it up, and was told.
+            at, failures = at + 1, 0
+        if settings["durability"] == "os":
+            try:
+                journal.sync()
+            except LedgerError as error:
+                worker.tell("error", "sync", type(error).__name__)
+    for finding in journal.findings:
+        worker.tell("finding", finding.kind)
+    journal.close()
+    worker.tell("done")
+
+
+def endure_in_ledger(worker: Worker, root: str, count: int, settings: dict[str, Any], *, timeout: float = 0.3) -> None:
+    """Emit and append to a ledger whose disk may fail: what it accepts stays queued, whatever a waiter is told."""
+    try:
+        ledger = open_sync(root, check=None, min_free=0, **settings)
+    except LedgerError as error:
+        worker.tell("error", "open", type(error).__name__)
+        worker.tell("done")
+        return
+    for at in range(count):
+        id = worker.id(at)
+        try:
+            if at % 3:
+                worker.tell("accepted", ledger.emit("app.event", worker.payload(at), id=id))
+            else:
+                worker.tell("accepted", id)
+                worker.acknowledged([ledger.append("app.event", worker.payload(at), id=id)])
+        except LedgerError as error:
+            worker.tell("error", id, type(error).__name__)
+    worker.tell("left", ledger.close(timeout))
+    worker.tell("done")
+
+
+def export(worker: Worker, root: str, count: int, settings: dict[str, Any], *, to: str) -> None:
+    """Export the ledger into a new folder."""
+    try:
+        export_evledger(root, to)
+    except LedgerError as error:
+        worker.tell("error", "export", type(error).__name__)
+    worker.tell("done")
+
+
+KINDS: dict[str, Callable[..., None]] = {
+    "journal": write_to_journal,
+    "threads": write_in_threads,
+    "tasks": write_in_tasks,
+    "endure": endure,
+    "endure in ledger": endure_in_ledger,
+    "export": export,
+}
 
 
 if __name__ == "__main__":
