@@ -25,7 +25,18 @@ from typing import Any
 import msgspec
 
 from otledger import clock, values
-from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, has_type, stamp, whole_lines, with_synced
+from otledger.batch import (
+    MAX_SEQ,
+    ZEROS,
+    Tail,
+    caller_part,
+    check_line,
+    checksum_of,
+    has_type,
+    stamp,
+    whole_lines,
+    with_synced,
+)
 from otledger.config import Config
 from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, LedgerError, RootError, SyncFailed
 from otledger.folder import check_root, make_partition, sync_folder, write_all
@@ -393,6 +404,7 @@ class Journal:
     def _settle(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
         """Bring the partition into a state in which appending can go on at `place`, or in a new segment."""
         newest = chain.newest
+        self._check_numbers(place.seq, 2)
         self._state.seq, self._state.head = place.seq, place.prev.decode()
         here = finding is not None and finding.segment == place.segment
         residue = finding if finding is not None and finding.kind == "residue" and here else None
@@ -639,6 +651,7 @@ class Journal:
         `previous` is where its predecessor ends; everything up to there is durable. `again` are parts that the
         predecessor held beyond that: they become durable together with the header, or not at all.
         """
+        self._check_numbers(0 if previous is None else previous.seq, 1 + len(again))
         # A segment that was removed keeps its name: its successor says that it was there.
         taken = [*list_segments(self._dir_fd), *([previous.segment] if previous is not None else [])]
         month = clock.believed_month(self._state, now_ns(), clock.boot_ns())
@@ -742,6 +755,7 @@ class Journal:
             return Ack(0, self._state.seq, self._state.segment, ())
         parts[0] = with_synced(parts[0], self._state.synced_seq)
         first = self._state.seq
+        self._check_numbers(first, len(parts))
         lines_written, error = self._write_lines(parts)
         if not lines_written:
             raise self._explain(error or OSError(errno.EIO, "nothing was written"))
@@ -775,6 +789,15 @@ class Journal:
             lines_written[len(own) :],
             failure,
         )
+
+    def _check_numbers(self, seq: int, count: int) -> None:
+        if seq + count - 1 > MAX_SEQ:
+            raise FormatError(
+                f"{self.path}: the next record would be number {seq:,}, and {MAX_SEQ:,} is the last: somebody wrote"
+                " such a number into the ledger; see: otledger verify; then move the folder away",
+                path=self.path,
+                seq=seq,
+            )
 
     def _check_end(self) -> None:
         """See whether our lines stand where they belong: a writer that takes no lock may have come between."""

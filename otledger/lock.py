@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from otledger.batch import MAX_SEQ
 from otledger.errors import LockTimeout, RootError
 from otledger.identity import boot_id
 from otledger.segment import LOCK_FILE, SegmentName
@@ -76,6 +77,7 @@ def _can_be_true(state: State) -> bool:
         return state.segment == "" and state.state == "failed" and state.seq == state.acked == state.synced == 0
     return (
         0 <= state.synced <= state.acked
+        and state.seq <= MAX_SEQ
         and state.synced_seq >= 0
         and (state.synced_seq <= state.seq or state.state != "idle")
         and -1 <= state.checkpoint_seq <= state.seq
