@@ -53,6 +53,7 @@ from otledger.segment import (
     Chain,
     ChainCheck,
     SegmentName,
+    blocks,
     control_data,
     file_size,
     is_foreign,
@@ -61,7 +62,6 @@ from otledger.segment import (
     lines,
     list_segments,
     open_segment,
-    pread,
     read_chain,
 )
 from otledger.version import VERSION
@@ -239,7 +239,7 @@ class Journal:
     def set_aside(self, name: str, data: bytes) -> str:
         """Keep bytes that cannot be appended in `quarantine/`, durable on return. Gives the file's name."""
         with self._mutex, self._locked(self.config.lock_timeout):
-            return self._quarantine(name, data)
+            return self._quarantine(name, lambda: [data])
 
     def close(self) -> None:
         """Write a checkpoint over what is new, and close the files. Safe to call twice."""
@@ -501,12 +501,12 @@ class Journal:
         """Keep the bytes beyond `place` in quarantine, and cut them off. Gives how many, and the file's name."""
         fd = open_segment(self._dir_fd, place.segment, os.O_RDWR, shown=self.path)
         try:
-            residue = pread(fd, file_size(fd) - place.offset, place.offset)
-            name = self._quarantine(f"{place.segment}.{place.offset}", residue)
+            size = file_size(fd) - place.offset
+            name = self._quarantine(f"{place.segment}.{place.offset}", lambda: blocks(fd, place.offset))
             os.ftruncate(fd, place.offset)
         finally:
             os.close(fd)
-        return len(residue), name
+        return size, name
 
     def _write_recovery(
         self, place: Place, size: int, quarantine: str, reason: str, records: tuple[int, int] | None
@@ -521,8 +521,10 @@ class Journal:
         }
         self._put_own("otledger.recovery", data)
 
-    def _quarantine(self, prefix: str, data: bytes) -> str:
-        name = f"{prefix}.{hashlib.sha256(data).hexdigest()[:16]}"
+    def _quarantine(self, prefix: str, read: Callable[[], Iterable[bytes]]) -> str:
+        """Keep what `read` gives, which may be more than the memory holds. Gives the file's name."""
+        digest = _digest(read())
+        name = f"{prefix}.{digest[:16]}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(QUARANTINE, self.config.folder_mode, dir_fd=self._dir_fd)
         folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir_fd)
@@ -533,9 +535,10 @@ class Journal:
             fd = os.open(name, flags, self.config.file_mode, dir_fd=folder)
             try:
                 _set_mode(fd, self.config.file_mode)
-                write_all(fd, data)
+                for block in read():
+                    write_all(fd, block)
                 os.fsync(fd)
-                if pread(fd, len(data) + 1, 0) != data:
+                if _digest(blocks(fd, 0)) != digest:
                     raise OSError(errno.EIO, f"{QUARANTINE}/{name} does not read as it was written")
             finally:
                 os.close(fd)
@@ -676,7 +679,7 @@ class Journal:
             foreign = any(is_foreign(line) for _, line in lines(fd))
             kept = None
             if size and not foreign:
-                kept = self._quarantine(f"{name}.0", pread(fd, size, 0))
+                kept = self._quarantine(f"{name}.0", lambda: blocks(fd, 0))
                 os.ftruncate(fd, 0)
         except BaseException:
             os.close(fd)
@@ -934,6 +937,13 @@ def _set_mode(fd: int, mode: int) -> None:
     """Give what this user owns its mode, whatever the umask; what another made keeps the one that it has."""
     with contextlib.suppress(PermissionError):
         os.fchmod(fd, mode)
+
+
+def _digest(blocks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _write_some(fd: int, data: bytes) -> tuple[int, OSError | None]:

@@ -65,7 +65,7 @@ def decode_state(content: bytes) -> State | None:
     """Give the state that `.lock` holds, or None if it is of another boot or cannot be read."""
     try:
         state = _decoder.decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return state if state.boot == boot_id() and _can_be_true(state) else None
 

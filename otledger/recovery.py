@@ -22,11 +22,15 @@ from otledger.segment import (
     control_data,
     file_size,
     find_back,
+    find_seq,
     is_foreign,
     last_line,
     lines,
     open_segment,
 )
+
+MOST_WRONG = 20
+"""Checkpoints whose record is not there, after which all is checked: each may cost a pass over what is before it."""
 
 Kind = Literal["residue", "damage", "fork", "foreign"]
 
@@ -153,12 +157,20 @@ def is_synced_end(dir_fd: int, path: Path, state: State) -> bool:
 
 def find_anchor(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int, int]]:
     """Give where checking must begin, and (`size`, `seq`) of the last valid checkpoint; (0, -1) without one."""
+    wrong = 0
     for at in range(len(chain.pieces) - 1, -1, -1):
         piece = chain.pieces[at]
         for offset, tail, size, head in _checkpoints(dir_fd, path, piece):
             place = _locate(dir_fd, path, chain, at, offset, size - 1, head)
             if place is not None:
                 return place, (size, tail.seq)
+            wrong += 1
+            if wrong == MOST_WRONG:
+                return _beginning(chain)
+    return _beginning(chain)
+
+
+def _beginning(chain: Chain) -> tuple[Place, tuple[int, int]]:
     first = chain.pieces[0]
     return Place(first.name, 0, first.header.seq if first.header else 0, ZEROS), (0, -1)
 
@@ -184,7 +196,8 @@ def _locate(dir_fd: int, path: Path, chain: Chain, at: int, before: int, seq: in
         fd = open_segment(dir_fd, piece.name, shown=path)
         try:
             end = before if piece is chain.pieces[at] else (file_size(fd) if piece.size is None else piece.size)
-            for offset, line in find_back(fd, b',"seq":%d,"prev":"' % seq, end):
+            found = find_seq(fd, seq, end)
+            for offset, line in [found] if found else find_back(fd, b',"seq":%d,"prev":"' % seq, end):
                 tail = check_line(line)
                 if tail is not None and tail.seq == seq:
                     good = tail.checksum == head

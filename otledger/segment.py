@@ -24,6 +24,8 @@ LOCK_FILE = ".lock"
 QUARANTINE = "quarantine"
 CACHE = ".cache"
 BLOCK = 1 << 20
+_SHORT = 4096
+"""Bytes that are read where one line is wanted: more than most have."""
 _HINT = 1 << 18
 """Bytes of lines that are read at a time."""
 
@@ -230,6 +232,10 @@ def _has_overlong_line(fd: int, start: int, end: int | None) -> bool:
 
 def line_at(fd: int, offset: int, end: int | None = None) -> bytes:
     """Give the line that begins at `offset`, with its LF if it has one; at most one byte more than is allowed."""
+    block = os.pread(fd, _SHORT if end is None else max(0, min(_SHORT, end - offset)), offset)
+    size = block.find(b"\n") + 1
+    if size:
+        return block[:size]
     for _, line in lines(fd, offset, end):
         return line
     return b""
@@ -260,6 +266,13 @@ def pread(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
+def blocks(fd: int, offset: int) -> Iterator[bytes]:
+    """Give the bytes from `offset` to the end of the file, a block at a time."""
+    while block := pread(fd, BLOCK, offset):
+        yield block
+        offset += len(block)
+
+
 def find_back(fd: int, needle: bytes, end: int) -> Iterator[tuple[int, bytes]]:
     """Give offset and bytes of the whole lines before `end` that hold `needle`, the last first."""
     seen = end
@@ -275,6 +288,26 @@ def find_back(fd: int, needle: bytes, end: int) -> Iterator[tuple[int, bytes]]:
                 yield offset, line
                 at = max(0, offset - start)
         end = start
+
+
+def find_seq(fd: int, seq: int, end: int) -> tuple[int, bytes] | None:
+    """Give offset and bytes of the record with this `seq` before `end`, by bisection, whatever the segment's size.
+
+    None where it is not there, or where a line on the way is no record: then only `find_back` can tell.
+    """
+    low, high = 0, end
+    while low < high:
+        offset, line = _line_around(fd, (low + high) // 2)
+        tail = check_line(line)
+        if tail is None:
+            return None
+        if tail.seq == seq:
+            return (offset, line) if offset + len(line) <= end else None
+        if tail.seq < seq:
+            low = offset + len(line)
+        else:
+            high = offset
+    return None
 
 
 def _line_around(fd: int, position: int) -> tuple[int, bytes]:
