@@ -43,7 +43,7 @@ from otledger.folder import check_root, make_partition, sync_folder, write_all
 from otledger.identity import boot_id, host_hash
 from otledger.lock import PartitionLock, State
 from otledger.record import Draft, Encoder, now_ns
-from otledger.recovery import Finding, Place, inspect, is_synced_end
+from otledger.recovery import Finding, Place, inspect, is_synced_end, unrecorded, way_on
 from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
@@ -58,7 +58,6 @@ from otledger.segment import (
     file_size,
     is_foreign,
     last_line,
-    line_at,
     lines,
     list_segments,
     open_segment,
@@ -403,28 +402,24 @@ class Journal:
 
     def _settle(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
         """Bring the partition into a state in which appending can go on at `place`, or in a new segment."""
-        newest = chain.newest
         self._check_numbers(place.seq, 2)
         self._state.seq, self._state.head = place.seq, place.prev.decode()
-        here = finding is not None and finding.segment == place.segment
-        residue = finding if finding is not None and finding.kind == "residue" and here else None
-        if newest is not None and newest > place.segment and newest not in [piece.name for piece in chain.pieces]:
-            # A successor file, even an empty one, closes its predecessor: nothing is appended there any more.
-            kept = self._cut(place) if residue is not None else None
+        way = way_on(chain, place, finding, self._size_of)
+        kept = None
+        if way.header is not None:
+            kept = self._cut(place) if way.cut else None
             self._sync_segment(place, synced)
-            self._rewrite_header(newest, place)
-            if kept is not None and residue is not None:
-                self._write_recovery(place, *kept, residue.reason, residue.records)
-        elif residue is not None and place.segment == newest:
-            self._resume(place, synced)
-            kept = self._cut(place)
-            self._sync()
-            self._write_recovery(place, *kept, residue.reason, residue.records)
-        elif newest != place.segment or (here and residue is None) or self._size_of(place.segment) != place.offset:
+            self._rewrite_header(way.header, place)
+        elif way.begin:
             self._sync_segment(place, synced)
             self._start_segment("damage", place)
         else:
             self._resume(place, synced)
+            if way.cut:
+                kept = self._cut(place)
+                self._sync()
+        if kept is not None and finding is not None:
+            self._write_recovery(place, *kept, finding.reason, finding.records)
         header = chain.pieces[-1].header if chain.pieces else None
         if header is not None and header.host != host_hash() and self._name == place.segment:
             self._start_segment("moved", self._here())
@@ -551,26 +546,9 @@ class Journal:
     def _record_forgotten_quarantine(self) -> None:
         """Write the recovery record that a crash right after the cut prevented."""
         segment = self._name
-        try:
-            folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._dir_fd)
-        except FileNotFoundError:
-            return
-        try:
-            sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
-        finally:
-            os.close(folder)
-        for name, size in sizes.items():
-            head, _, _ = name.rpartition(".")
-            file, _, offset = head.rpartition(".")
-            if file != str(segment) or not offset.isdigit() or int(offset) > self._state.acked:
-                continue
-            data = control_data(line_at(self._fd, int(offset)), "otledger.recovery")
-            if data is not None and data.get("quarantine") == name:
-                continue
-            if any(name.encode() in line for _, line in lines(self._fd, int(offset))):
-                continue
-            assert segment is not None
-            place = Place(segment, int(offset), self._state.seq, b"")
+        assert segment is not None
+        for offset, name, size in unrecorded(self._dir_fd, self.path, segment, self._state.acked):
+            place = Place(segment, offset, self._state.seq, b"")
             self._write_recovery(place, size, name, "found in quarantine without its record", None)
 
     def _after_failed_sync(self, chain: Chain, state: State) -> None:

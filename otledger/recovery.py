@@ -6,7 +6,7 @@ Only reads. The journal acts on what is returned.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from otledger.batch import ZEROS, Tail, check_line
 from otledger.lock import State
 from otledger.segment import (
     CHECKPOINT_TYPE,
+    QUARANTINE,
     Chain,
     ChainCheck,
     Piece,
@@ -26,6 +27,7 @@ from otledger.segment import (
     is_foreign,
     last_line,
     lines,
+    open_folder,
     open_segment,
 )
 
@@ -75,6 +77,60 @@ class Inspection:
     """A record's end in the last segment up to which all is durable for certain."""
     checkpoint_size: int = 0
     checkpoint_seq: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What has to be done so that appending can go on; nothing of it: it goes on where the records end."""
+
+    cut: bool = False
+    """What stands behind the last record goes to quarantine, and is cut off."""
+    header: SegmentName | None = None
+    """A newest segment whose creation was not finished gets its header."""
+    begin: bool = False
+    """The next segment is begun, as what is there is left as it is."""
+
+
+def way_on(chain: Chain, place: Place, finding: Finding | None, size_of: Callable[[SegmentName], int]) -> Way:
+    """Give what has to be done in a partition whose records end at `place`. `size_of` gives a segment's bytes."""
+    newest = chain.newest
+    here = finding is not None and finding.segment == place.segment
+    residue = here and finding is not None and finding.kind == "residue"
+    if newest is not None and newest > place.segment and newest not in [piece.name for piece in chain.pieces]:
+        # A successor file, even an empty one, closes its predecessor: nothing is appended there any more.
+        return Way(cut=residue, header=newest)
+    if residue and place.segment == newest:
+        return Way(cut=True)
+    if newest != place.segment or (here and not residue) or size_of(place.segment) != place.offset:
+        return Way(begin=True)
+    return Way()
+
+
+def unrecorded(dir_fd: int, path: Path, segment: SegmentName, end: int) -> list[tuple[int, str, int]]:
+    """Give offset, name and size of what was set aside from a segment and is named by no record behind that place."""
+    try:
+        folder = open_folder(QUARANTINE, dir_fd=dir_fd, shown=path / QUARANTINE)
+    except FileNotFoundError:
+        return []
+    try:
+        sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
+    finally:
+        os.close(folder)
+    found = []
+    fd = open_segment(dir_fd, segment, shown=path)
+    try:
+        for name, size in sizes.items():
+            file, _, offset = name.rpartition(".")[0].rpartition(".")
+            if file == str(segment) and offset.isdigit() and int(offset) <= end and not _names(fd, int(offset), name):
+                found.append((int(offset), name, size))
+    finally:
+        os.close(fd)
+    return found
+
+
+def _names(fd: int, offset: int, quarantine: str) -> bool:
+    """Tell whether a line from `offset` on names a file in quarantine."""
+    return any(quarantine.encode() in line for _, line in lines(fd, offset))
 
 
 def inspect(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Inspection:
