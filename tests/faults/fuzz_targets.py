@@ -27,6 +27,7 @@ from otledger.follow import Cursor
 from otledger.lock import decode_state
 from otledger.predecessors import import_evledger, import_pipeworks
 from otledger.record import DECODE_ERRORS, Encoder, Record, parse
+from otledger.repair import Plan, plan
 from tests.checker import check
 from tests.faults.fuzzing import (
     BREACHES,
@@ -315,17 +316,56 @@ def _was_cut(name: str, before: bytes, after: bytes, kept: str, rest: bytes) -> 
     return before == before[: int(place)] + rest and after.startswith(before[: int(place)])
 
 
+def _what_else_is_wrong(root: Path, files: Files, chance: Chance) -> None:
+    """A word of the last holder that is wrong, of another boot or tells of a failed sync; an unfinished successor."""
+    what = chance.number(0, 5)
+    if what == 0:
+        (partition(root) / ".lock").write_bytes(damaged(files.get(".lock", b"{}"), chance))
+    elif what <= 3 and ".lock" in files:
+        edit_lock(root, **pick(chance, ({"state": "syncing"}, {"state": "failed"}, {"boot": "another"})))
+    elif what == 4:
+        name = max((name for name in files if SEGMENT.fullmatch(name)), key=_order)
+        month, number = _order(name)
+        header = files[name].partition(b"\n")[0]
+        rest = pick(chance, (b"", header[: chance.number(0, len(header))], b'{"a":1}\n', bytes(500)))
+        (partition(root) / f"{month}.{number + 1}.jsonl").write_bytes(rest)
+
+
+def as_planned(planned: Plan, before: Files, after: Files) -> None:
+    """What opening did is what `otledger repair` said that it would do."""
+    kinds = [step.kind for step in planned.steps]
+    # That a host takes over another's ledger is no repair: it is told of only where there is more to do.
+    after = {name: data for name, data in after.items() if name in before or b'"reason":"moved"}' not in data}
+    changed = {name for name in after if name != ".lock" and before.get(name) != after[name]}
+    segments = {name for name in changed if SEGMENT.fullmatch(name)}
+    kept = {name.removeprefix("quarantine/") for name in changed - segments}
+    cut = [step for step in planned.steps if step.kind in ("cut", "header") and step.bytes]
+    foretold = {f"{step.segment}.{step.offset}." for step in cut}
+    known = {name.removeprefix("quarantine/") for name in before}
+    assert all(any(name.startswith(prefix) for prefix in foretold) for name in kept), (kept, planned.steps)
+    assert all(any(name.startswith(prefix) for name in kept | known) for prefix in foretold), (kept, planned.steps)
+    assert bool(segments - before.keys()) == ("segment" in kinds) or not before, (segments, planned.steps)
+    assert bool(changed) == bool(kinds) or not any(SEGMENT.fullmatch(name) for name in before), (changed, planned.steps)
+
+
 def recovering(bench: Bench, chance: Chance) -> None:
     """A writer opens what is damaged, or refuses; every byte is kept, appending goes on, and it stays as it is."""
     found = damage(bench, chance)
     root = bench.lay(found.files)
-    if chance.number(0, 2) == 0:
-        (partition(root) / ".lock").write_bytes(damaged(found.files.get(".lock", b"{}"), chance))
+    _what_else_is_wrong(root, found.files, chance)
+    planned, said = None, files_of(partition(root))
+    found.files = said
+    with contextlib.suppress(LedgerError):
+        [planned] = plan(root)
+    assert files_of(partition(root)) == said, "a plan changed something"
     try:
         with journal(root) as target:
+            opened = files_of(partition(root))
             [receipt] = put(target, "after")
     except LedgerError:
         return
+    assert planned is not None, "it can be opened, and not planned"
+    as_planned(planned, said, opened)
     after = files_of(partition(root))
     aside = {name.removeprefix("quarantine/"): data for name, data in after.items() if name.startswith("quarantine/")}
     for name, before in found.files.items():
