@@ -7,6 +7,8 @@
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -154,6 +156,9 @@ static PyObject *stamp(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssiz
     if (seq < 0)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "seq is negative");
     const Py_ssize_t count = PyList_GET_SIZE(args[0]);
+    /* What is reserved for a number below would not hold one that wrapped around. */
+    if (seq > LLONG_MAX - count)
+        return PyErr_Format(PyExc_OverflowError, "seq is too large");
     PyObject *lines = PyList_New(count);
     /* The list may change while other threads run: what it holds now is what counts. */
     PyObject **parts = lines ? PyMem_Malloc((size_t)(count + 1) * sizeof *parts) : NULL;
@@ -240,7 +245,7 @@ static PyObject *check(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssiz
         Py_ssize_t control = -1;
         Py_BEGIN_ALLOW_THREADS
         more = 0;
-        while (at < limit) {
+        while (at < limit && seq < LLONG_MAX) {
             const char *const line = block + at;
             const char *const end = memchr(line, '\n', (size_t)(size - at));
             const size_t length = end ? (size_t)(end - line) + 1 : 0;
@@ -296,8 +301,14 @@ static void forget_pool(void)
 static const uint8_t *take_random(size_t count)
 {
     if (pool_at + count > sizeof pool) {
-        if (getrandom(pool, sizeof pool, 0) != (ssize_t)sizeof pool)
-            return NULL;
+        /* More than 256 bytes may come in pieces, and not at all where a signal comes first: getrandom(2). */
+        for (size_t have = 0; have < sizeof pool;) {
+            const ssize_t more = getrandom(pool + have, sizeof pool - have, 0);
+            if (more > 0)
+                have += (size_t)more;
+            else if (more == 0 || errno != EINTR)
+                return NULL;
+        }
         pool_at = 0;
     }
     pool_at += count;
@@ -437,7 +448,12 @@ static PyObject *py_encode_plain(PyObject *Py_UNUSED(self), PyObject *const *arg
     if (given != 2)
         return PyErr_Format(PyExc_TypeError, "encode_plain() takes a value and an int");
     const long room = PyLong_AsLong(args[1]);
-    return room == -1 && PyErr_Occurred() ? NULL : encode_plain(args[0], (int)room);
+    if (PyErr_Occurred())
+        return NULL;
+    /* It bounds the stack that a payload can take. */
+    if (room < 0 || room > 1000)
+        return PyErr_Format(PyExc_ValueError, "room is not within 0 and 1000");
+    return encode_plain(args[0], (int)room);
 }
 
 /* Parts */
@@ -700,6 +716,11 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "otledger._speed", NU
 
 PyMODINIT_FUNC PyInit__speed(void)
 {
+    /* `dumps` is one for all, and would outlive the interpreter that it comes from. */
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "otledger._speed works in the main interpreter only");
+        return NULL;
+    }
     PyObject *orjson = PyImport_ImportModule("orjson");
     if (!orjson)
         return NULL;

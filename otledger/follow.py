@@ -58,7 +58,7 @@ class Cursor(msgspec.Struct, frozen=True):
                 check_machine(machine)
                 if SegmentName.parse(segment) is None or offset < 0:
                     raise ConfigurationError(f"{segment!r} at {offset}: no place in a segment")
-        except (msgspec.MsgspecError, ConfigurationError) as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, ConfigurationError) as error:
             raise ConfigurationError(f"{text[:200]!r} is no cursor: {error}") from None
         return cursor
 

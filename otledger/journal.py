@@ -25,14 +25,25 @@ from typing import Any
 import msgspec
 
 from otledger import clock, values
-from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, has_type, stamp, whole_lines, with_synced
+from otledger.batch import (
+    MAX_SEQ,
+    ZEROS,
+    Tail,
+    caller_part,
+    check_line,
+    checksum_of,
+    has_type,
+    stamp,
+    whole_lines,
+    with_synced,
+)
 from otledger.config import Config
 from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, LedgerError, RootError, SyncFailed
 from otledger.folder import check_root, make_partition, sync_folder, write_all
 from otledger.identity import boot_id, host_hash
 from otledger.lock import PartitionLock, State
 from otledger.record import Draft, Encoder, now_ns
-from otledger.recovery import Finding, Place, find_rival, inspect, is_synced_end
+from otledger.recovery import Finding, Place, find_rival, inspect, is_synced_end, unrecorded, way_on
 from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
@@ -43,15 +54,14 @@ from otledger.segment import (
     ChainCheck,
     Header,
     SegmentName,
+    blocks,
     control_data,
     file_size,
     is_foreign,
     last_line,
-    line_at,
     lines,
     list_segments,
     open_segment,
-    pread,
     read_chain,
 )
 from otledger.version import VERSION
@@ -234,7 +244,7 @@ class Journal:
     def set_aside(self, name: str, data: bytes) -> str:
         """Keep bytes that cannot be appended in `quarantine/`, durable on return. Gives the file's name."""
         with self._mutex, self._locked(self.config.lock_timeout):
-            return self._quarantine(name, data)
+            return self._quarantine(name, lambda: [data])
 
     def close(self) -> None:
         """Write a checkpoint over what is new, and close the files. Safe to call twice."""
@@ -399,31 +409,33 @@ class Journal:
 
     def _settle(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
         """Bring the partition into a state in which appending can go on at `place`, or in a new segment."""
-        newest = chain.newest
-        header = chain.pieces[-1].header if chain.pieces else None
+        self._check_numbers(place.seq, 2)
         self._state.seq, self._state.head = place.seq, place.prev.decode()
-        here = finding is not None and finding.segment == place.segment
-        residue = finding if finding is not None and finding.kind == "residue" and here else None
+        header = chain.pieces[-1].header if chain.pieces else None
         if header is not None and header.host != host_hash():
             self._take_over(chain, header, place, finding, synced)
-        elif newest is not None and newest > place.segment and newest not in [piece.name for piece in chain.pieces]:
-            # A successor file, even an empty one, closes its predecessor: nothing is appended there any more.
-            kept = self._cut(place) if residue is not None else None
+        else:
+            self._go_on(chain, place, finding, synced)
+        self._record_forgotten_quarantine()
+
+    def _go_on(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
+        """Do what has to be done where this host wrote last."""
+        way = way_on(chain, place, finding, self._size_of)
+        kept = None
+        if way.header is not None:
+            kept = self._cut(place) if way.cut else None
             self._sync_segment(place, synced)
-            self._rewrite_header(newest, place)
-            if kept is not None and residue is not None:
-                self._write_recovery(place, *kept, residue.reason, residue.records)
-        elif residue is not None and place.segment == newest:
-            self._resume(place, synced)
-            kept = self._cut(place)
-            self._sync()
-            self._write_recovery(place, *kept, residue.reason, residue.records)
-        elif newest != place.segment or (here and residue is None) or self._size_of(place.segment) != place.offset:
+            self._rewrite_header(way.header, place)
+        elif way.begin:
             self._sync_segment(place, synced)
             self._start_segment("damage", place)
         else:
             self._resume(place, synced)
-        self._record_forgotten_quarantine()
+            if way.cut:
+                kept = self._cut(place)
+                self._sync()
+        if kept is not None and finding is not None:
+            self._write_recovery(place, *kept, finding.reason, finding.records)
 
     def _take_over(
         self, chain: Chain, header: Header, place: Place, finding: Finding | None, synced: Place | None
@@ -528,10 +540,10 @@ class Journal:
         """Copy the bytes beyond `place` to quarantine. Gives how many, and the file's name."""
         fd = open_segment(self._dir_fd, place.segment, shown=self.path)
         try:
-            residue = pread(fd, file_size(fd) - place.offset, place.offset)
+            size = file_size(fd) - place.offset
+            return size, self._quarantine(f"{place.segment}.{place.offset}", lambda: blocks(fd, place.offset))
         finally:
             os.close(fd)
-        return len(residue), self._quarantine(f"{place.segment}.{place.offset}", residue)
 
     def _cut_kept(self, fd: int, size: int, end: int) -> None:
         """Cut a file whose bytes up to `end` are kept in quarantine; nothing must have come behind them since."""
@@ -552,8 +564,10 @@ class Journal:
         }
         self._put_own("otledger.recovery", data)
 
-    def _quarantine(self, prefix: str, data: bytes) -> str:
-        name = f"{prefix}.{hashlib.sha256(data).hexdigest()[:16]}"
+    def _quarantine(self, prefix: str, read: Callable[[], Iterable[bytes]]) -> str:
+        """Keep what `read` gives, which may be more than the memory holds. Gives the file's name."""
+        digest = _digest(read())
+        name = f"{prefix}.{digest[:16]}"
         with contextlib.suppress(FileExistsError):
             os.mkdir(QUARANTINE, self.config.folder_mode, dir_fd=self._dir_fd)
         folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir_fd)
@@ -564,9 +578,10 @@ class Journal:
             fd = os.open(name, flags, self.config.file_mode, dir_fd=folder)
             try:
                 _set_mode(fd, self.config.file_mode)
-                write_all(fd, data)
+                for block in read():
+                    write_all(fd, block)
                 os.fsync(fd)
-                if pread(fd, len(data) + 1, 0) != data:
+                if _digest(blocks(fd, 0)) != digest:
                     raise OSError(errno.EIO, f"{QUARANTINE}/{name} does not read as it was written")
             finally:
                 os.close(fd)
@@ -579,26 +594,9 @@ class Journal:
     def _record_forgotten_quarantine(self) -> None:
         """Write the recovery record that a crash right after the cut prevented."""
         segment = self._name
-        try:
-            folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._dir_fd)
-        except FileNotFoundError:
-            return
-        try:
-            sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
-        finally:
-            os.close(folder)
-        for name, size in sizes.items():
-            head, _, _ = name.rpartition(".")
-            file, _, offset = head.rpartition(".")
-            if file != str(segment) or not offset.isdigit() or int(offset) > self._state.acked:
-                continue
-            data = control_data(line_at(self._fd, int(offset)), "otledger.recovery")
-            if data is not None and data.get("quarantine") == name:
-                continue
-            if any(name.encode() in line for _, line in lines(self._fd, int(offset))):
-                continue
-            assert segment is not None
-            place = Place(segment, int(offset), self._state.seq, b"")
+        assert segment is not None
+        for offset, name, size in unrecorded(self._dir_fd, self.path, segment, self._state.acked):
+            place = Place(segment, offset, self._state.seq, b"")
             self._write_recovery(place, size, name, "found in quarantine without its record", None)
 
     def _after_failed_sync(self, chain: Chain, state: State) -> None:
@@ -682,6 +680,7 @@ class Journal:
         `previous` is where its predecessor ends; everything up to there is durable. `again` are parts that the
         predecessor held beyond that: they become durable together with the header, or not at all.
         """
+        self._check_numbers(0 if previous is None else previous.seq, 1 + len(again))
         # A segment that was removed keeps its name: its successor says that it was there.
         taken = [*list_segments(self._dir_fd), *([previous.segment] if previous is not None else [])]
         month = clock.believed_month(self._state, now_ns(), clock.boot_ns())
@@ -706,7 +705,7 @@ class Journal:
             foreign = any(is_foreign(line) for _, line in lines(fd))
             kept = None
             if size and not foreign:
-                kept = self._quarantine(f"{name}.0", pread(fd, size, 0))
+                kept = self._quarantine(f"{name}.0", lambda: blocks(fd, 0))
                 self._cut_kept(fd, 0, size)
         except BaseException:
             os.close(fd)
@@ -787,6 +786,7 @@ class Journal:
             return Ack(0, self._state.seq, self._state.segment, ())
         parts[0] = with_synced(parts[0], self._state.synced_seq)
         first = self._state.seq
+        self._check_numbers(first, len(parts))
         lines_written, error = self._write_lines(parts)
         if not lines_written:
             raise self._explain(error or OSError(errno.EIO, "nothing was written"))
@@ -840,6 +840,15 @@ class Journal:
             finally:
                 os.close(fd)
         self._uncut = None
+
+    def _check_numbers(self, seq: int, count: int) -> None:
+        if seq + count - 1 > MAX_SEQ:
+            raise FormatError(
+                f"{self.path}: the next record would be number {seq:,}, and {MAX_SEQ:,} is the last: somebody wrote"
+                " such a number into the ledger; see: otledger verify; then move the folder away",
+                path=self.path,
+                seq=seq,
+            )
 
     def _check_end(self) -> None:
         """See whether our lines stand where they belong: a writer that takes no lock may have come between.
@@ -981,6 +990,13 @@ def _set_mode(fd: int, mode: int) -> None:
     """Give what this user owns its mode, whatever the umask; what another made keeps the one that it has."""
     with contextlib.suppress(PermissionError):
         os.fchmod(fd, mode)
+
+
+def _digest(blocks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _write_some(fd: int, data: bytes) -> tuple[int, OSError | None]:

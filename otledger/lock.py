@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from otledger.batch import MAX_SEQ
 from otledger.errors import LockTimeout, RootError
 from otledger.identity import boot_id
 from otledger.segment import LOCK_FILE, SegmentName
@@ -65,7 +66,7 @@ def decode_state(content: bytes) -> State | None:
     """Give the state that `.lock` holds, or None if it is of another boot or cannot be read."""
     try:
         state = _decoder.decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return state if state.boot == boot_id() and _can_be_true(state) else None
 
@@ -77,6 +78,7 @@ def _can_be_true(state: State) -> bool:
         return state.segment == "" and state.state == "failed" and state.seq == state.acked == state.synced == 0
     return (
         0 <= state.synced <= state.acked
+        and state.seq <= MAX_SEQ
         and state.synced_seq >= 0
         and (state.synced_seq <= state.seq or state.state != "idle")
         and -1 <= state.checkpoint_seq <= state.seq

@@ -220,6 +220,23 @@ class Reader(Lookups):
                                 yield record
 
 
+class _Places:
+    """Tells where lines of a block stand in the file, asked for in their order: what is passed over is not counted."""
+
+    def __init__(self, start: int, block: list[bytes]) -> None:
+        self._lines = iter(block)
+        self._offset = start
+
+    def find(self, line: bytes) -> int:
+        """Give the offset of a line, the next one that is this object."""
+        for other in self._lines:
+            offset = self._offset
+            self._offset += len(other)
+            if other is line:
+                return offset
+        raise ValueError("no line of the block, or asked for before")
+
+
 class _Take(Generic[R]):
     """Turns lines into the records that are wanted; `decode` makes them, and gives None for what is not wanted."""
 
@@ -234,16 +251,21 @@ class _Take(Generic[R]):
     def from_block(self, source: _Source, piece: Piece, start: int, block: list[bytes]) -> Iterator[R]:
         """Give the wanted records of lines that follow each other from offset `start` on."""
         decode, line_test, record_test = self._decode, self._line_test, self._record_test
+        places = _Places(start, block)
         if block and not block[-1].endswith(b"\n"):
             # Torn, or a piece of a line that is too long.
             if len(block[-1]) > MAX_LINE:
-                self._fault(source, piece, start, block, block[-1], ValueError("the line is too long"))
+                self._fault(source, piece, places, block[-1], ValueError("the line is too long"))
+                places = _Places(start, block)
             block = block[:-1]
         for line in block if line_test is None else filter(line_test, block):
             try:
+                if not line.isascii():
+                    # What the decoder passes over it does not check: payloads, members that it does not know.
+                    line.decode()
                 record = decode(line)
             except DECODE_ERRORS as error:
-                self._fault(source, piece, start, block, line, error)
+                self._fault(source, piece, places, line, error)
                 continue
             if record is None:
                 continue
@@ -251,13 +273,10 @@ class _Take(Generic[R]):
             if record_test is None or record_test(record):
                 yield record
 
-    def _fault(
-        self, source: _Source, piece: Piece, start: int, block: list[bytes], line: bytes, error: Exception
-    ) -> None:
+    def _fault(self, source: _Source, piece: Piece, places: _Places, line: bytes, error: Exception) -> None:
         if not line.endswith(b"\n") and len(line) <= MAX_LINE:
             return
-        at = next(i for i, other in enumerate(block) if other is line)
-        offset = start + sum(map(len, block[:at]))
+        offset = places.find(line)
         path = source.path / str(piece.name)
         fault = FormatError(
             f"{path}, offset {offset}: not a record: {error}; see what is wrong with: otledger verify",

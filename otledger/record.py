@@ -143,15 +143,22 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
     @property
     def extensions(self) -> dict[str, Extension]:
         """The members that are none of the format's own: extensions, `orig…` and `otl…`."""
-        members = msgspec.json.decode(self.line)
-        return {name: value for name, value in members.items() if name not in RESERVED_NAMES}
+        members = _members.decode(self.line)
+        return {name: msgspec.json.decode(value) for name, value in members.items() if name not in RESERVED_NAMES}
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all members of the line, in their order, as plain JSON values."""
-        members: dict[str, Any] = msgspec.json.decode(self.line)
+        """Give all members of the line, in their order, as plain JSON values.
+
+        Raises `FormatError` where a number or a text in the payload is one that no program can read.
+        """
+        try:
+            members: dict[str, Any] = msgspec.json.decode(self.line)
+        except DECODE_ERRORS as error:
+            raise FormatError(f"record {self.seq} of {self.machine} cannot be read: {error}", seq=self.seq) from None
         return members
 
 
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 decode = msgspec.json.Decoder(Record).decode
 """Gives the record of a line, without its `line`. Raises one of `DECODE_ERRORS`."""
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -160,6 +167,7 @@ DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 def parse(line: bytes) -> Record:
     """Give the record of a line, its checksum unchecked. Raises `FormatError` if it is no such object."""
     try:
+        line.decode()
         record = decode(line)
     except DECODE_ERRORS as error:
         raise FormatError(f"not a record: {error}") from None

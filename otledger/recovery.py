@@ -6,7 +6,7 @@ Only reads. The journal acts on what is returned.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from otledger.batch import ZEROS, Tail, check_line
 from otledger.lock import State
 from otledger.segment import (
     CHECKPOINT_TYPE,
+    QUARANTINE,
     Chain,
     ChainCheck,
     Piece,
@@ -22,12 +23,17 @@ from otledger.segment import (
     control_data,
     file_size,
     find_back,
+    find_seq,
     is_foreign,
     last_line,
     line_at,
     lines,
+    open_folder,
     open_segment,
 )
+
+MOST_WRONG = 20
+"""Checkpoints whose record is not there, after which all is checked: each may cost a pass over what is before it."""
 
 Kind = Literal["residue", "damage", "fork", "foreign"]
 
@@ -72,6 +78,60 @@ class Inspection:
     """A record's end in the last segment up to which all is durable for certain."""
     checkpoint_size: int = 0
     checkpoint_seq: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What has to be done so that appending can go on; nothing of it: it goes on where the records end."""
+
+    cut: bool = False
+    """What stands behind the last record goes to quarantine, and is cut off."""
+    header: SegmentName | None = None
+    """A newest segment whose creation was not finished gets its header."""
+    begin: bool = False
+    """The next segment is begun, as what is there is left as it is."""
+
+
+def way_on(chain: Chain, place: Place, finding: Finding | None, size_of: Callable[[SegmentName], int]) -> Way:
+    """Give what has to be done in a partition whose records end at `place`. `size_of` gives a segment's bytes."""
+    newest = chain.newest
+    here = finding is not None and finding.segment == place.segment
+    residue = here and finding is not None and finding.kind == "residue"
+    if newest is not None and newest > place.segment and newest not in [piece.name for piece in chain.pieces]:
+        # A successor file, even an empty one, closes its predecessor: nothing is appended there any more.
+        return Way(cut=residue, header=newest)
+    if residue and place.segment == newest:
+        return Way(cut=True)
+    if newest != place.segment or (here and not residue) or size_of(place.segment) != place.offset:
+        return Way(begin=True)
+    return Way()
+
+
+def unrecorded(dir_fd: int, path: Path, segment: SegmentName, end: int) -> list[tuple[int, str, int]]:
+    """Give offset, name and size of what was set aside from a segment and is named by no record behind that place."""
+    try:
+        folder = open_folder(QUARANTINE, dir_fd=dir_fd, shown=path / QUARANTINE)
+    except FileNotFoundError:
+        return []
+    try:
+        sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
+    finally:
+        os.close(folder)
+    found = []
+    fd = open_segment(dir_fd, segment, shown=path)
+    try:
+        for name, size in sizes.items():
+            file, _, offset = name.rpartition(".")[0].rpartition(".")
+            if file == str(segment) and offset.isdigit() and int(offset) <= end and not _names(fd, int(offset), name):
+                found.append((int(offset), name, size))
+    finally:
+        os.close(fd)
+    return found
+
+
+def _names(fd: int, offset: int, quarantine: str) -> bool:
+    """Tell whether a line from `offset` on names a file in quarantine."""
+    return any(quarantine.encode() in line for _, line in lines(fd, offset))
 
 
 def inspect(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Inspection:
@@ -177,12 +237,20 @@ def _tail_at(dir_fd: int, path: Path, name: SegmentName, offset: int) -> Tail | 
 
 def find_anchor(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int, int]]:
     """Give where checking must begin, and (`size`, `seq`) of the last valid checkpoint; (0, -1) without one."""
+    wrong = 0
     for at in range(len(chain.pieces) - 1, -1, -1):
         piece = chain.pieces[at]
         for offset, tail, size, head in _checkpoints(dir_fd, path, piece):
             place = _locate(dir_fd, path, chain, at, offset, size - 1, head)
             if place is not None:
                 return place, (size, tail.seq)
+            wrong += 1
+            if wrong == MOST_WRONG:
+                return _beginning(chain)
+    return _beginning(chain)
+
+
+def _beginning(chain: Chain) -> tuple[Place, tuple[int, int]]:
     first = chain.pieces[0]
     return Place(first.name, 0, first.header.seq if first.header else 0, ZEROS), (0, -1)
 
@@ -208,7 +276,8 @@ def _locate(dir_fd: int, path: Path, chain: Chain, at: int, before: int, seq: in
         fd = open_segment(dir_fd, piece.name, shown=path)
         try:
             end = before if piece is chain.pieces[at] else (file_size(fd) if piece.size is None else piece.size)
-            for offset, line in find_back(fd, b',"seq":%d,"prev":"' % seq, end):
+            found = find_seq(fd, seq, end)
+            for offset, line in [found] if found else find_back(fd, b',"seq":%d,"prev":"' % seq, end):
                 tail = check_line(line)
                 if tail is not None and tail.seq == seq:
                     good = tail.checksum == head

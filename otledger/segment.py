@@ -27,6 +27,9 @@ BLOCK = 1 << 20
 _HINT = 1 << 18
 """Bytes of lines that are read at a time."""
 _SHORT = 1 << 15
+"""Bytes that are read at a time where few lines are wanted."""
+_LINE = 4096
+"""Bytes that are read where one line is wanted: more than most have."""
 
 _NAME = re.compile(r"(\d{4}-(?:0[1-9]|1[0-2]))(?:\.([1-9]\d*))?\.jsonl", re.ASCII)
 
@@ -261,8 +264,9 @@ def _has_overlong_line(fd: int, start: int, end: int | None) -> bool:
 
 def line_at(fd: int, offset: int, end: int | None = None) -> bytes:
     """Give the line that begins at `offset`, with its LF if it has one; at most one byte more than is allowed."""
-    block = os.pread(fd, 4096 if end is None else min(4096, end - offset), offset)
-    if (size := block.find(b"\n") + 1) > 0:
+    block = os.pread(fd, _LINE if end is None else max(0, min(_LINE, end - offset)), offset)
+    size = block.find(b"\n") + 1
+    if size:
         return block[:size]
     for _, line in lines(fd, offset, end):
         return line
@@ -294,6 +298,13 @@ def pread(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
+def blocks(fd: int, offset: int) -> Iterator[bytes]:
+    """Give the bytes from `offset` to the end of the file, a block at a time."""
+    while block := pread(fd, BLOCK, offset):
+        yield block
+        offset += len(block)
+
+
 def find_back(fd: int, needle: bytes, end: int) -> Iterator[tuple[int, bytes]]:
     """Give offset and bytes of the whole lines before `end` that hold `needle`, the last first."""
     seen = end
@@ -309,6 +320,26 @@ def find_back(fd: int, needle: bytes, end: int) -> Iterator[tuple[int, bytes]]:
                 yield offset, line
                 at = max(0, offset - start)
         end = start
+
+
+def find_seq(fd: int, seq: int, end: int) -> tuple[int, bytes] | None:
+    """Give offset and bytes of the record with this `seq` before `end`, by bisection, whatever the segment's size.
+
+    None where it is not there, or where a line on the way is no record: then only `find_back` can tell.
+    """
+    low, high = 0, end
+    while low < high:
+        offset, line = _line_around(fd, (low + high) // 2)
+        tail = check_line(line)
+        if tail is None:
+            return None
+        if tail.seq == seq:
+            return (offset, line) if offset + len(line) <= end else None
+        if tail.seq < seq:
+            low = offset + len(line)
+        else:
+            high = offset
+    return None
 
 
 def _line_around(fd: int, position: int) -> tuple[int, bytes]:

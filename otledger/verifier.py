@@ -29,9 +29,11 @@ from otledger.segment import (
     Header,
     Piece,
     SegmentName,
+    blocks,
     control_data,
     file_size,
     find_back,
+    find_seq,
     is_foreign,
     last_line,
     line_at,
@@ -221,12 +223,17 @@ class _Partition:
         self.prev = ZEROS.decode()
         self.told = False
         self.missing: tuple[str, ...] = ()
+        self.chain = Chain()
+        self.first_bad: dict[str, int] = {}
+        """Where in a segment the first line is that is not as it should be."""
+        self.searches = 0
+        """How often a record was looked for by a pass over a segment, as bisection could not tell."""
 
     def verify(self, *, tail: bool) -> MachineReport:
         self.dir_fd = open_folder(self.path)
         try:
             with _shared_lock(self.dir_fd) as state:
-                chain = read_chain(self.dir_fd, self.path)
+                chain = self.chain = read_chain(self.dir_fd, self.path)
                 sizes = {p.name: self._size(p.name) for p in chain.pieces}
                 newest = chain.newest
             if not chain.chained:
@@ -394,6 +401,7 @@ class _Partition:
 
     def _bad_line(self, file: str, offset: int, due: int, reason: str, kind: str, *, last: bool) -> None:
         status = Status.TAMPERED
+        self.first_bad.setdefault(file, offset)
         if kind == "torn" and last:
             status = Status.INCOMPLETE
             reason += "; the next writer sets its bytes aside"
@@ -406,14 +414,10 @@ class _Partition:
         """Tell whether a different record with this `seq` stands earlier in the file: not the same line twice."""
         fd = open_segment(self.dir_fd, file, shown=self.path)
         try:
-            mine = next((line for _, line in lines(fd, before)), b"")
-            for _, line in find_back(fd, b',"seq":%d,"prev":"' % seq, before):
-                tail = check_line(line)
-                if tail is not None and tail.seq == seq:
-                    return checksum_of(mine) != tail.checksum
+            other = self._find(fd, seq, before, self.first_bad.get(file, before))
+            return other is not None and other != checksum_of(line_at(fd, before))
         finally:
             os.close(fd)
-        return False
 
     # Control records
 
@@ -439,37 +443,69 @@ class _Partition:
     def _quarantined(self, file: str, offset: int, recovery: dict[str, Any]) -> None:
         name = str(recovery.get("quarantine"))
         try:
-            if "/" in name:
-                raise OSError
-            content = (self.path / QUARANTINE / name).read_bytes()
+            size, digest = self._set_aside(name)
         except (OSError, ValueError):
             self._fault(Status.INCOMPLETE, file, offset, None, f"{QUARANTINE}/{name} is missing, or cannot be read")
             return
-        if not name.endswith(sha256(content).hexdigest()[:16]) or len(content) != recovery.get("bytes"):
+        if not name.endswith(digest[:16]) or size != recovery.get("bytes"):
             self._fault(Status.TAMPERED, f"{QUARANTINE}/{name}", 0, None, "the bytes set aside were changed")
+
+    def _set_aside(self, name: str) -> tuple[int, str]:
+        """Give the size of a file in quarantine and its SHA-256. Raises OSError or ValueError."""
+        if "/" in name:
+            raise OSError
+        folder = open_folder(QUARANTINE, dir_fd=self.dir_fd)
+        try:
+            fd = open_segment(folder, name)
+        finally:
+            os.close(folder)
+        try:
+            digest = sha256()
+            for block in blocks(fd, 0):
+                digest.update(block)
+            return file_size(fd), digest.hexdigest()
+        finally:
+            os.close(fd)
 
     def _checkpoint(self, piece: Piece, offset: int, line: bytes, data: dict[str, Any]) -> None:
         tail = check_line(line)
         size, head = data.get("size"), data.get("head")
         if tail is None or not isinstance(size, int) or not isinstance(head, str):
             return
-        found = tail.prev.decode() if size == tail.seq else self._checksum_of(piece, offset, size - 1)
+        if not 0 < size <= tail.seq:
+            found = None
+        else:
+            found = tail.prev.decode() if size == tail.seq else self._checksum_of(piece, offset, size - 1)
         if found != head:
             reason = f"the checkpoint over {size} records names another head than the records have"
             self._fault(Status.TAMPERED, str(piece.name), offset, tail.seq, reason)
 
     def _checksum_of(self, piece: Piece, before: int, seq: int) -> str | None:
-        chain = read_chain(self.dir_fd, self.path)
-        for other in reversed([p for p in chain.pieces if p.name <= piece.name]):
+        for other in reversed([p for p in self.chain.pieces if p.name <= piece.name]):
+            if other.header is not None and other.header.seq > seq:
+                continue
             fd = open_segment(self.dir_fd, other.name, shown=self.path)
             try:
                 end = before if other.name == piece.name else (file_size(fd) if other.size is None else other.size)
-                for _, line in find_back(fd, b',"seq":%d,"prev":"' % seq, end):
-                    tail = check_line(line)
-                    if tail is not None and tail.seq == seq:
-                        return tail.checksum.decode()
+                found = self._find(fd, seq, end, end)
+                if found is not None:
+                    return found.decode()
             finally:
                 os.close(fd)
+        return None
+
+    def _find(self, fd: int, seq: int, end: int, good: int) -> bytes | None:
+        """Give the checksum of the last record with this `seq` before `end`; up to `good` the lines are in order."""
+        place = find_seq(fd, seq, good)
+        if place is not None:
+            return checksum_of(place[1])
+        if self.searches >= MAX_FAULTS:
+            return None
+        self.searches += 1
+        for _, line in find_back(fd, b',"seq":%d,"prev":"' % seq, end):
+            tail = check_line(line)
+            if tail is not None and tail.seq == seq:
+                return tail.checksum
         return None
 
     # What does not count

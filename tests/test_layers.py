@@ -22,6 +22,7 @@ LAYERS = (
     ("core",),
     ("projection",),
     ("applying", "projected", "places"),
+    ("repair", "selftest"),
     ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),

@@ -76,7 +76,17 @@ def test_stamps_are_equal_for_each_length() -> None:
 @hashing
 @pytest.mark.parametrize(
     "arguments",
-    [((b"",), 0, ZEROS), ([b"", "text"], 0, ZEROS), ([b""], -1, ZEROS), ([b""], 2**63, ZEROS), ([b""], 0, b"short")],
+    [
+        *[
+            ((b"",), 0, ZEROS),
+            ([b"", "text"], 0, ZEROS),
+            ([b""], -1, ZEROS),
+            ([b""], 2**63, ZEROS),
+            ([b""], 0, b"short"),
+        ],
+        # A number that wraps around has more digits than there is room for.
+        *[([b""] * 3, 2**63 - 2, ZEROS), ([b""] * 500, 2**63 - 1, ZEROS)],
+    ],
 )
 def test_stamp_refuses_what_it_cannot_read(arguments: Any) -> None:
     assert speed.stamp is not None
@@ -106,6 +116,46 @@ def test_stamp_takes_the_list_as_it_was() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+@hashing
+def test_check_stops_where_numbers_end() -> None:
+    assert speed.check is not None
+    lines = stamp_plainly([b'{"a":1'] * 4, 2**63 - 2, ZEROS)
+    stop, count, _, _ = speed.check(b"".join(lines), 0, 10_000, 2**63 - 2, ZEROS)
+    assert (stop, count) == (len(lines[0]), 1)
+
+
+@compiled
+@pytest.mark.parametrize("room", [-1, 1001, 2**40])
+def test_a_payload_cannot_take_the_whole_stack(room: int) -> None:
+    assert speed.encode_plain is not None
+    loop: Any = []
+    loop.append(loop)
+    with pytest.raises(ValueError, match="room"):
+        speed.encode_plain(loop, room)
+
+
+@compiled
+def test_other_interpreters_of_a_process_stay_in_python() -> None:
+    script = (
+        "import contextlib, threading\n"
+        "try:\n"
+        "    import _interpreters as more\n"
+        "except ImportError:\n"
+        "    import _xxsubinterpreters as more\n"
+        "from otledger.record import Encoder\n"
+        "Encoder('m', 's').event('a', {'b': 1})\n"
+        "for _ in range(3):\n"
+        "    other = more.create()\n"
+        "    # What these refuse is their business.\n"
+        "    with contextlib.suppress(Exception):\n"
+        "        more.run_string(other, 'from otledger import speed; assert speed.event is None')\n"
+        "    more.destroy(other)\n"
+        "    assert Encoder('m', 's').event('a', {'b': 1})[1].endswith(b'{\"b\":1}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def ledger_bytes(count: int = 60) -> bytes:

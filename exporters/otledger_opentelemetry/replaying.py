@@ -88,7 +88,7 @@ class ReplayCursor(msgspec.Struct):
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             return cls()
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigurationError(f"{path} is no cursor of a replay: {error}; remove it to begin anew") from None
 
     def save(self, path: Path) -> None:

@@ -1,6 +1,18 @@
 """The command line. Entry and help cost what typer costs: everything else is imported inside the commands."""
 
-from otledger.cli import checking, demo, numbers, querying, reading, replaying, transfer, writing
+from otledger.cli import checking, demo, mending, numbers, querying, reading, replaying, transfer, writing
 from otledger.cli.app import app, main
 
-__all__ = ["app", "checking", "demo", "main", "numbers", "querying", "reading", "replaying", "transfer", "writing"]
+__all__ = [
+    "app",
+    "checking",
+    "demo",
+    "main",
+    "mending",
+    "numbers",
+    "querying",
+    "reading",
+    "replaying",
+    "transfer",
+    "writing",
+]

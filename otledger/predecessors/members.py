@@ -37,6 +37,8 @@ def read_object(line: bytes) -> Members:
         raise EventRefused(f"{_kind(line)}: byte {error.start} is no UTF-8") from None
     except ValueError as error:
         raise EventRefused(f"{_kind(line)}: {error}") from None
+    except RecursionError:
+        raise EventRefused("no event: it is nested too deep") from None
     if not isinstance(value, dict):
         raise EventRefused(f"no object: it is JSON of type {type(value).__name__}")
     return value
@@ -49,8 +51,8 @@ def _kind(line: bytes) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> Members:
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         # Both predecessors' readers take the last and lose the others without a word.
         raise ValueError(f"the member {repeated!r} is there twice, so the line does not say which of them counts")
     return members
