@@ -1,6 +1,7 @@
 """`verify`, `machines`, `doctor`: is the ledger whole, what is in it, and can it be written."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -74,12 +75,22 @@ def machines(ctx: typer.Context, json: Json = False, root: RootOption = None) ->
     raise typer.Exit(OK if found else NO_MATCH)
 
 
-@command("otledger doctor", "otledger doctor --root /var/lib/shop/ledger --json")
+@command(
+    "otledger doctor",
+    "otledger doctor --root /var/lib/shop/ledger --json",
+    "otledger doctor --self-test /var/lib/shop                 two minutes of faults on that file system",
+    "otledger doctor --self-test /var/lib/shop --seconds 20",
+)
 def doctor(
     ctx: typer.Context,
     machine: Annotated[
         str | None, typer.Option("--machine", "-m", metavar="NAME", help="As if this machine were to write.")
     ] = None,
+    self_test: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Instead, try faults on the file system of this folder; leaves nothing."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, metavar="N", help="About how long the self-test takes.")] = 120.0,
     json: Json = False,
     root: RootOption = None,
 ) -> None:
@@ -88,9 +99,25 @@ def doctor(
     from otledger.cli import doctor as checks
     from otledger.cli.output import out_json
 
+    if self_test is not None:
+        _try_faults(self_test, seconds, json=json)
     found = checks.examine(root_of(ctx, root), machine)
     if json:
         out_json([checks.to_dict(check) for check in found])
     else:
         checks.print_checks(found)
     raise typer.Exit(NO_MATCH if any(check.level == "bad" for check in found) else OK)
+
+
+def _try_faults(folder: Path, seconds: float, *, json: bool) -> NoReturn:
+    from otledger.cli import doctor as checks
+    from otledger.cli.output import Progress, out_json
+    from otledger.selftest import self_test
+
+    with Progress("self-test", lambda total: f"{total:.0f} s") as progress:
+        outcomes = self_test(folder, seconds=seconds, progress=progress)
+    if json:
+        out_json([outcome.to_dict() for outcome in outcomes])
+    else:
+        checks.print_checks([checks.Check(one.level, one.name, one.finding, one.remedy) for one in outcomes])
+    raise typer.Exit(NO_MATCH if any(outcome.level == "bad" for outcome in outcomes) else OK)

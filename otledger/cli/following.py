@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
@@ -50,6 +51,15 @@ class CursorFile:
             file.flush()
             os.fsync(fd)
         os.replace(part, self._path)
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM end the process in order, with the exit code that says so, from now on."""
+
+    def end(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def follow_on(

@@ -167,12 +167,13 @@ class Progress:
 
     WIDTH = 30
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, text: Callable[[float], str] = size_text) -> None:
         self._what = what
+        self._text = text
         self._next = time.monotonic() + 1.0
         self._drawn = False
 
-    def __enter__(self) -> Callable[[int, int], None] | None:
+    def __enter__(self) -> Callable[[float, float], None] | None:
         return self._draw if sys.stderr.isatty() else None
 
     def __exit__(self, *_: object) -> None:
@@ -180,12 +181,12 @@ class Progress:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def _draw(self, done: int, total: int) -> None:
+    def _draw(self, done: float, total: float) -> None:
         now = time.monotonic()
         if now < self._next:
             return
         self._next, self._drawn = now + 0.1, True
         part = min(1.0, done / total) if total else 1.0
         bar = ("#" * int(part * self.WIDTH)).ljust(self.WIDTH, ".")
-        sys.stderr.write(f"\r\x1b[K{self._what} [{bar}] {part:4.0%} of {size_text(total)}")
+        sys.stderr.write(f"\r\x1b[K{self._what} [{bar}] {part:4.0%} of {self._text(total)}")
         sys.stderr.flush()
