@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import typer
 
@@ -53,13 +52,9 @@ class CursorFile:
         os.replace(part, self._path)
 
 
-def end_on_sigterm() -> None:
-    """Have SIGTERM end the process in order, with the exit code that says so, from now on."""
-
-    def end(*_: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    signal.signal(signal.SIGTERM, end)
+def hold_sigterm() -> None:
+    """Have SIGTERM wait until following has begun, which ends in order: what was shown is noted in the cursor."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
 def follow_on(
@@ -100,6 +95,7 @@ class _Following:
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         saver = asyncio.create_task(self._save(keeper)) if keeper is not None else None
         try:
             while True:

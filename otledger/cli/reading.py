@@ -88,11 +88,11 @@ def tail(
     root: RootOption = None,
 ) -> None:
     """Show the newest records, and follow the ledger as it grows."""
-    from otledger.cli.following import CursorFile, end_on_sigterm, follow_on
+    from otledger.cli.following import CursorFile, follow_on, hold_sigterm
     from otledger.cli.printing import Printer, begin
 
     if follow:
-        end_on_sigterm()
+        hold_sigterm()
     folder = root_of(ctx, root)
     filter = opt.make_filter(
         type=type, source=source, subject=subject, ipc_hash=ipc_hash, trace=trace, since=None, until=None, text=text,
