@@ -96,13 +96,13 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
 
     @property
     def checksum(self) -> str:
-        """The checksum as stored, with its prefix; empty in an evledger partition."""
-        return f"sha256:{checksum_of(self.line).decode()}" if self._chained else ""
+        """The checksum as stored, with its prefix, unchecked; empty in an evledger partition."""
+        return f"sha256:{str(checksum_of(self.line), 'ascii', 'replace')}" if self._chained else ""
 
     @property
     def prev(self) -> str:
         """The 64 hex digits of the record before; empty in an evledger partition."""
-        return self.line[-152:-88].decode() if self._chained else ""
+        return self.line[-152:-88].decode("ascii", "replace") if self._chained else ""
 
     @property
     def _chained(self) -> bool:
