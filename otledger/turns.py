@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from otledger.record import RESERVED_TYPES, Record
-from otledger.replay import HOLD, SECOND, Handed
+from otledger.replay import HOLD, Handed, in_ns
 from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
 from otledger.trace import Gathered
 
@@ -128,7 +128,7 @@ class Turns:
     def __init__(self, *, grace: float = TURN_GRACE, hold: int | None = HOLD) -> None:
         self.unlinked = 0
         """How many events without `ipc_hash` were fed."""
-        self._grace = grace * SECOND
+        self._grace = in_ns(grace)
         self._hold = inf if hold is None else hold
         self._held: OrderedDict[str, _Growing] = OrderedDict()
         self._handed = Handed()
