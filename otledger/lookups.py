@@ -15,7 +15,7 @@ from otledger.record import Record, format_time
 from otledger.replay import GRACE, HOLD, Replay, in_ns
 from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
 from otledger.trace import Gathered, Trace
-from otledger.turns import TURN_GRACE, Turn, Turns, is_unlinked
+from otledger.turns import TURN_GRACE, Turn, Turns, in_order, is_unlinked
 
 if TYPE_CHECKING:
     OnFault = Callable[[FormatError], None] | None
@@ -31,9 +31,9 @@ class Lookups:
     """The part of `Reader` that puts records together. All of it reads through `records` and `span_records`.
 
     A window `since` (inclusive) `until` (exclusive), in nanoseconds since the epoch, is about when something began.
-    Whether it has ended is looked up in all that was written later; that it began before `since` is found out where
-    it has a record in the `lookback` seconds before. `ConfigurationError` is raised for a window that ends before it
-    begins.
+    Whether it has ended is looked up in all that was written later (of a turn: in the `lookback` seconds after). That
+    it began before `since` is found out where it has a record in the `lookback` seconds before. `ConfigurationError`
+    is raised for a window that ends before it begins.
     """
 
     def records(
@@ -130,7 +130,8 @@ class Lookups:
         """
         window = _Window(since, until, lookback)
         turns = Turns(grace=grace, hold=hold)
-        wanted = Filter(since=window.first, until=window.last)
+        # Without headers, which may be younger than all that follows them and would hold a machine back.
+        wanted = Filter(since=window.first, until=window.last, control=False)
         for record in self.records(wanted, machines=machines, on_fault=on_fault):
             if on_unlinked is not None and is_unlinked(record) and window.has(record.time_ns):
                 on_unlinked(record)
@@ -142,7 +143,7 @@ class Lookups:
         found = tuple(self.records(Filter(ipc_hash=ipc_hash), machines=machines, on_fault=on_fault))
         if not found:
             return None
-        turn = Turn(ipc_hash, found)
+        turn = Turn(ipc_hash, in_order(found))
         known = {(span.trace_id, span.span_id) for span in turn.spans if span.end is not None}
         wanted = {(record.trace_id, record.span_id) for record in found if record.trace_id} - known
         around = [
@@ -160,7 +161,6 @@ class Lookups:
         base: str = "*",
         since: int | None = None,
         until: int | None = None,
-        lookback: float = LOOKBACK,
         machines: Sequence[str] | None = None,
         on_fault: OnFault = None,
     ) -> Iterator[Pair]:
@@ -168,9 +168,9 @@ class Lookups:
 
         For `key` see `otledger.pairs.Pairs`. `base` is a shell pattern that the type without its suffix has to match.
         """
-        window, pairs = _Window(since, until, lookback), Pairs(key, base=base)
-        wanted = Filter(since=window.first, control=False)
-        for record in self.records(wanted, machines=machines, on_fault=on_fault):
+        # All is read: only the first start tells that an end is not alone.
+        window, pairs = _Window(since, until, inf), Pairs(key, base=base)
+        for record in self.records(Filter(control=False), machines=machines, on_fault=on_fault):
             pair = pairs.feed(record)
             if pair is not None and window.has(pair.time):
                 yield pair
