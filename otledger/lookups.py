@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -12,17 +12,17 @@ from otledger.errors import ConfigurationError, FormatError
 from otledger.filter import Filter
 from otledger.pairs import Pair, Pairs
 from otledger.record import Record, format_time
-from otledger.replay import GRACE, HOLD, SECOND, Replay
+from otledger.replay import GRACE, HOLD, Replay, in_ns
 from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
 from otledger.trace import Gathered, Trace
-from otledger.turns import TURN_GRACE, Turn, Turns, is_unlinked
+from otledger.turns import TURN_GRACE, Turn, Turns, in_order, is_unlinked
 
 if TYPE_CHECKING:
     OnFault = Callable[[FormatError], None] | None
 
 _ENOUGH = 10
-_EVERY = 1024
-"""Records between two looks at whether all that is wanted was read."""
+LOOKBACK = 3600.0
+"""Seconds."""
 _SPANS = "otel.span.*"
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -30,9 +30,10 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 class Lookups:
     """The part of `Reader` that puts records together. All of it reads through `records` and `span_records`.
 
-    A window `since` (inclusive) `until` (exclusive), in nanoseconds since the epoch, is about when something began:
-    whether it has ended is looked up beyond. What began before `since` is not looked for further back than `grace`.
-    `ConfigurationError` is raised for a window that ends before it begins.
+    A window `since` (inclusive) `until` (exclusive), in nanoseconds since the epoch, is about when something began.
+    Whether it has ended is looked up in all that was written later (of a turn: in the `lookback` seconds after). That
+    it began before `since` is found out where it has a record in the `lookback` seconds before. `ConfigurationError`
+    is raised for a window that ends before it begins.
     """
 
     def records(
@@ -64,8 +65,9 @@ class Lookups:
         on_fault: OnFault = None,
     ) -> Iterator[ReplayedSpan]:
         """Iterate over the spans as they end, each once, then, unless `unfinished=False`, over those that have not."""
-        window = _Window(since, until, GRACE)
-        wanted = Filter(trace_id=trace_id and check_trace_id(trace_id), ipc_hash=ipc_hash, source=source)
+        window = _Window(since, until, LOOKBACK)
+        trace_id = None if trace_id is None else check_trace_id(trace_id)
+        wanted = Filter(trace_id=trace_id, ipc_hash=ipc_hash, source=source)
         replay = Replay()
         for item in self._replayed(replay, window, wanted, machines, on_fault):
             if isinstance(item, ReplayedSpan) and window.has(item.start):
@@ -80,6 +82,7 @@ class Lookups:
         until: int | None = None,
         grace: float = GRACE,
         hold: int | None = HOLD,
+        lookback: float = LOOKBACK,
         machines: Sequence[str] | None = None,
         on_fault: OnFault = None,
     ) -> Iterator[Trace]:
@@ -88,7 +91,7 @@ class Lookups:
         A trace may come in several parts, of which the later ones say so: see `otledger.replay.Replay`, and
         `merge`. `grace=math.inf, hold=None` gives each in one part, and holds the whole ledger for it.
         """
-        window = _Window(since, until, grace)
+        window = _Window(since, until, lookback)
         replay = Replay(grace=grace, hold=hold)
         for item in self._replayed(replay, window, Filter(), machines, on_fault):
             if isinstance(item, Trace) and window.has(item.start):
@@ -107,7 +110,7 @@ class Lookups:
                 gathered.take(span_of(record))
             else:
                 others.append(record)
-        return replace(gathered.plant(), records=tuple(others)) if gathered.start is not None else None
+        return replace(gathered.plant(), records=tuple(others)) if gathered else None
 
     def turns(
         self,
@@ -116,6 +119,7 @@ class Lookups:
         until: int | None = None,
         grace: float = TURN_GRACE,
         hold: int | None = HOLD,
+        lookback: float = LOOKBACK,
         on_unlinked: Callable[[Record], None] | None = None,
         machines: Sequence[str] | None = None,
         on_fault: OnFault = None,
@@ -124,10 +128,11 @@ class Lookups:
 
         A turn may come in several parts, of which the later ones say so: see `otledger.turns.Turns`.
         """
-        window = _Window(since, until, grace)
+        window = _Window(since, until, lookback)
         turns = Turns(grace=grace, hold=hold)
-        records = self.records(Filter(since=window.read_from), machines=machines, on_fault=on_fault)
-        for record in window.cut(records, lambda _: False):
+        # Without headers, which may be younger than all that follows them and would hold a machine back.
+        wanted = Filter(since=window.first, until=window.last, control=False)
+        for record in self.records(wanted, machines=machines, on_fault=on_fault):
             if on_unlinked is not None and is_unlinked(record) and window.has(record.time_ns):
                 on_unlinked(record)
             yield from (turn for turn in turns.feed(record) if window.has(turn.start))
@@ -138,7 +143,7 @@ class Lookups:
         found = tuple(self.records(Filter(ipc_hash=ipc_hash), machines=machines, on_fault=on_fault))
         if not found:
             return None
-        turn = Turn(ipc_hash, found)
+        turn = Turn(ipc_hash, in_order(found))
         known = {(span.trace_id, span.span_id) for span in turn.spans if span.end is not None}
         wanted = {(record.trace_id, record.span_id) for record in found if record.trace_id} - known
         around = [
@@ -163,10 +168,9 @@ class Lookups:
 
         For `key` see `otledger.pairs.Pairs`. `base` is a shell pattern that the type without its suffix has to match.
         """
-        window, pairs = _Window(since, until, 0), Pairs(key, base=base)
-        wanted = Filter(since=window.read_from, control=False)
-        records = self.records(wanted, machines=machines, on_fault=on_fault)
-        for record in window.cut(records, pairs.holds_before):
+        # All is read: only the first start tells that an end is not alone.
+        window, pairs = _Window(since, until, inf), Pairs(key, base=base)
+        for record in self.records(Filter(control=False), machines=machines, on_fault=on_fault):
             pair = pairs.feed(record)
             if pair is not None and window.has(pair.time):
                 yield pair
@@ -192,42 +196,32 @@ class Lookups:
         self, replay: Replay, window: _Window, filter: Filter, machines: Sequence[str] | None, on_fault: OnFault
     ) -> Iterator[ReplayedSpan | Trace]:
         records: Iterator[Any]
-        if filter == Filter() and window.since is None:
+        if filter == Filter() and window.first is None:
             records = self.span_records(machines=machines, on_fault=on_fault)
         else:
-            wanted = replace(filter, type=_SPANS, since=window.read_from)
+            wanted = replace(filter, type=_SPANS, since=window.first)
             records = self.records(wanted, machines=machines, on_fault=on_fault)
-        for record in window.cut(records, replay.holds_before):
+        for record in records:
             yield from replay.feed(record)
 
 
 class _Window:
-    """From when to when something has to have begun, and what has to be read for it."""
+    """From when to when something has to have begun, and from when to when is looked."""
 
-    def __init__(self, since: int | None, until: int | None, grace: float) -> None:
+    def __init__(self, since: int | None, until: int | None, lookback: float) -> None:
         if since is not None and until is not None and until < since:
             raise ConfigurationError(
                 f"the window ends ({format_time(until)}) before it begins ({format_time(since)}); swap the two"
             )
-        self.since = since
+        slack = in_ns(lookback)
+        self._since = since
         self._until = until
-        slack = 0 if grace == inf else int(grace * SECOND)
-        self.read_from = None if since is None else since - slack
-        self._end = None if until is None or grace == inf else until + slack
+        self.first = None if since is None or slack == inf else since - int(slack)
+        self.last = None if until is None or slack == inf else until + int(slack)
 
     def has(self, time: int) -> bool:
         """Tell whether a time is inside."""
-        return (self.since is None or time >= self.since) and (self._until is None or time < self._until)
-
-    def cut(self, records: Iterable[Any], holds_before: Callable[[int], bool]) -> Iterator[Any]:
-        """Iterate over records until one is past the window and nothing that began before its end is open."""
-        if self._until is None or self._end is None:
-            yield from records
-            return
-        for number, record in enumerate(records):
-            yield record
-            if number % _EVERY == 0 and record.time_ns > self._end and not holds_before(self._until):
-                return
+        return (self._since is None or time >= self._since) and (self._until is None or time < self._until)
 
 
 def check_trace_id(text: str) -> str:

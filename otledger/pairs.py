@@ -142,10 +142,6 @@ class Pairs:
             value = getattr(record, member) if member is not None else record.extensions.get(self._key)
         return _NONE if value is None else value
 
-    def holds_before(self, time: int) -> bool:
-        """Tell whether a start before `time` waits for its end; one without a key waits for none."""
-        return any(half.time < time for queue in self._starts.values() for half in queue)
-
     def finish(self) -> list[Pair]:
         """Give what is unmatched, by time; nothing is held then."""
         waiting = [*self._starts.values(), *self._ends.values()]

@@ -19,6 +19,7 @@ __all__ = [
     "Replay",
     "ReplayedSpan",
     "Trace",
+    "in_ns",
     "merge",
     "span_of",
 ]
@@ -28,7 +29,12 @@ GRACE = 10.0
 HOLD = 16 << 20
 """Bytes of lines: some 60 MB of memory."""
 
-SECOND = 1e9
+SECOND = 1_000_000_000
+
+
+def in_ns(seconds: float) -> float:
+    """Give seconds as nanoseconds: an integer, since no float tells nanoseconds of this century apart; or infinity."""
+    return seconds if seconds == inf else round(seconds * SECOND)
 
 
 class Handed:
@@ -66,7 +72,7 @@ class Replay:
     """
 
     def __init__(self, *, grace: float = GRACE, hold: int | None = HOLD) -> None:
-        self._grace = grace * SECOND
+        self._grace = in_ns(grace)
         self._hold = inf if hold is None else hold
         # By when they were last touched. Whatever is due and has open spans waits in `_busy`; `_bare` have only
         # open spans, the others were handed on.
@@ -113,7 +119,9 @@ class Replay:
         return finished + self._due_traces()
 
     def _recall(self, trace_id: str) -> Gathered:
-        group = self._busy.pop(trace_id, None) or self._bare.pop(trace_id, None) or Gathered(trace_id in self._handed)
+        group = self._busy.pop(trace_id, None) or self._bare.pop(trace_id, None)
+        if group is None:
+            group = Gathered(trace_id in self._handed)
         self._held[trace_id] = group
         if self._due == inf:
             self._due = self._now + self._grace
@@ -142,9 +150,9 @@ class Replay:
                 finished.append(self._hand_on(trace_id, group))
         while self._size > self._hold and (self._busy or held):
             trace_id, group = (self._busy or held).popitem(last=False)
+            left = group.without_ended()
             if group.size:
                 finished.append(self._hand_on(trace_id, group))
-            left = group.without_ended()
             if left is not None:
                 self._bare[trace_id] = left
         return tuple(finished)
@@ -158,11 +166,6 @@ class Replay:
         """Give the spans that began and did not end in what was fed, by their start."""
         groups = [*self._held.values(), *self._busy.values(), *self._bare.values()]
         return sorted((span for group in groups for span in group.unfinished()), key=_by_start)
-
-    def holds_before(self, time: int) -> bool:
-        """Tell whether a trace that began before `time` is held."""
-        groups = (*self._held.values(), *self._busy.values(), *self._bare.values())
-        return any(group.start is not None and group.start < time for group in groups)
 
     def finish(self) -> list[Trace]:
         """Give all traces that are left, those with open spans too, by their start; nothing is held then."""

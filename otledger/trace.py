@@ -236,10 +236,8 @@ class Gathered:
         """Whether a span has begun and not ended."""
         return self._open > 0 or (self._odd is not None and bool(self.unfinished()))
 
-    @property
-    def start(self) -> int | None:
-        """The earliest time, in nanoseconds since the epoch; None while there is no span."""
-        return min((span.start for span in self._all()), default=None)
+    def __bool__(self) -> bool:
+        return bool(self._spans or self._odd)
 
     def unfinished(self) -> list[ReplayedSpan]:
         """Give the spans that have begun and not ended."""
@@ -256,7 +254,7 @@ class Gathered:
 
     def without_ended(self) -> Gathered | None:
         """Give what is still open, to go on with; None if nothing is."""
-        left = Gathered(late=True)
+        left = Gathered(late=self.late or self.size > 0)
         left.last = self.last
         open = self.unfinished()
         for span in open:

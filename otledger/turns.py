@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 from typing import Any
 
 from otledger.record import RESERVED_TYPES, Record
-from otledger.replay import HOLD, SECOND, Handed
+from otledger.replay import HOLD, Handed, in_ns
 from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
 from otledger.trace import Gathered
 
@@ -19,7 +21,7 @@ TURN_GRACE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The records linked by one `ipc_hash`, in the order in which they were given."""
+    """The records linked by one `ipc_hash`: by `seq` within a machine, machines merged by time."""
 
     ipc_hash: str
     records: tuple[Record, ...]
@@ -96,8 +98,18 @@ def _start(record: Record) -> int:
 
 def turn_of(records: Iterable[Record], ipc_hash: str) -> Turn | None:
     """Give the turn of an `ipc_hash`, or None if no record carries it."""
-    found = tuple(record for record in records if record.ipc_hash == ipc_hash)
+    found = in_order(record for record in records if record.ipc_hash == ipc_hash)
     return Turn(ipc_hash, found) if found else None
+
+
+def in_order(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Give records by `seq` within a machine, machines merged by time."""
+    machines: dict[str, list[Record]] = {}
+    for record in records:
+        machines.setdefault(record.machine, []).append(record)
+    for own in machines.values():
+        own.sort(key=attrgetter("seq"))
+    return tuple(heapq.merge(*(machines[name] for name in sorted(machines)), key=attrgetter("time_ns")))
 
 
 def is_unlinked(record: Record) -> bool:
@@ -128,7 +140,7 @@ class Turns:
     def __init__(self, *, grace: float = TURN_GRACE, hold: int | None = HOLD) -> None:
         self.unlinked = 0
         """How many events without `ipc_hash` were fed."""
-        self._grace = grace * SECOND
+        self._grace = in_ns(grace)
         self._hold = inf if hold is None else hold
         self._held: OrderedDict[str, _Growing] = OrderedDict()
         self._handed = Handed()
@@ -177,7 +189,7 @@ class Turns:
     def _hand_on(self, ipc_hash: str, turn: _Growing) -> Turn:
         self._size -= turn.size
         self._handed.add(ipc_hash)
-        return Turn(ipc_hash, tuple(turn.records), late=turn.late)
+        return Turn(ipc_hash, in_order(turn.records), late=turn.late)
 
     def finish(self) -> list[Turn]:
         """Give all turns that are left, in the order of their first records; nothing is held then."""
