@@ -270,13 +270,20 @@ class Run:
         if named is not None and not named and not self._bad:
             return
         table = self._table(read)
-        # Where no line is bad, the other cells need not be looked at.
-        for at in range(self.cells) if named is None or self._bad else sorted(named):
-            start, least, largest, _, flags = _CELL.unpack_from(table, at * _CELL.size)
-            wanted = (named is None or at in named) and least <= until and largest >= since
-            if wanted or flags & _BAD:
-                following = (at + 1) * _CELL.size
-                yield start, _OFFSET.unpack_from(table, following)[0] if at + 1 < self.cells else self.end
+        if named is not None and not self._bad:
+            # Of most runs few cells are asked for: the others need not be looked at.
+            for at in sorted(named):
+                start, least, largest, _, _ = _CELL.unpack_from(table, at * _CELL.size)
+                if least <= until and largest >= since:
+                    yield start, self._end_of(table, at)
+            return
+        for at, (start, least, largest, _, flags) in enumerate(_CELL.iter_unpack(table)):
+            if (least <= until and largest >= since and (named is None or at in named)) or flags & _BAD:
+                yield start, self._end_of(table, at)
+
+    def _end_of(self, table: bytes, at: int) -> int:
+        following = (at + 1) * _CELL.size
+        return _OFFSET.unpack_from(table, following)[0] if following < len(table) else self.end
 
     def check(self, read: Read) -> None:
         """Look at every byte. Raises `Damaged`."""
@@ -289,7 +296,7 @@ class Run:
         block = read(size + 4, self._offset + _HEAD.size + len(self._directory) + 4)
         if len(block) < size + 4 or _WORD.unpack_from(block, size)[0] != crc32(block[:size]):
             raise Damaged
-        return block
+        return block[:size]
 
     def _page(self, read: Read, page: int) -> bytes:
         (end,) = _WORD.unpack_from(self._directory, 4 * page)
