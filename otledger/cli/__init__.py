@@ -1,6 +1,6 @@
 """The command line. Entry and help cost what typer costs: everything else is imported inside the commands."""
 
-from otledger.cli import checking, demo, reading, transfer, writing
+from otledger.cli import checking, demo, indexing, reading, transfer, writing
 from otledger.cli.app import app, main
 
-__all__ = ["app", "checking", "demo", "main", "reading", "transfer", "writing"]
+__all__ = ["app", "checking", "demo", "indexing", "main", "reading", "transfer", "writing"]

@@ -27,9 +27,22 @@ class Failed(Exception):
         self.code = code
 
 
-ORDER = ("demo", "log", "show", "tail", "verify", "machines", "doctor", "replay", "receive", "import", "export")
+ORDER = (
+    "demo",
+    "log",
+    "show",
+    "tail",
+    "verify",
+    "machines",
+    "doctor",
+    "index",
+    "replay",
+    "receive",
+    "import",
+    "export",
+)
 """The commands as the help lists them."""
-OWN = frozenset(("demo", "log", "show", "tail", "verify", "machines", "doctor"))
+OWN = frozenset(("demo", "log", "show", "tail", "verify", "machines", "doctor", "index"))
 """Those that no plugin adds to: they start without looking for plugins, which costs some milliseconds."""
 
 
