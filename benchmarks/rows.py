@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import reading, startup, telemetry, writing
+from . import looking, reading, startup, telemetry, writing
 from .bench import Bench
 from .measure import Measurement
 
@@ -19,6 +19,7 @@ ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
     "verify": reading.verify,
     "scan": reading.scan,
     "tail": reading.tail,
+    "lookup": looking.lookup,
     "startup": startup.startup,
     "sdk": telemetry.sdk,
     "lost": telemetry.lost,
