@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import ours
+from . import corpus, ours
 from .measure import Contender, ContenderFailed, Figures, Rounds, progress, run
 
 
@@ -20,6 +20,7 @@ class Bench:
     rounds: int
     long: bool
     _ledgers: dict[int, Path] = field(default_factory=dict)
+    """By the number of records, or minus the number of bytes."""
 
     def folder(self) -> Path:
         """Return a new empty folder."""
@@ -35,6 +36,16 @@ class Bench:
             os.sync()
             self._ledgers[records] = root
         return self._ledgers[records]
+
+    def corpus(self, size: int) -> Path:
+        """Return a ledger of traces, turns and events of so many bytes, made once a run."""
+        if -size not in self._ledgers:
+            progress(f"    writing a ledger of {size / 1e9:g} GB")
+            root = self.folder()
+            corpus.make(root, size)
+            os.sync()
+            self._ledgers[-size] = root
+        return self._ledgers[-size]
 
     def interleave(self, contenders: Mapping[str, Callable[[], Figures]], warm_up: bool = True) -> Rounds:
         """Run all contenders in turn, round after round; the warm-up round does not count.
@@ -64,6 +75,10 @@ class Bench:
     def over(self, records: int, contender: Contender, **arguments: object) -> Callable[[], Figures]:
         """Return a call that runs `contender` with the `root` of a ledger of so many records."""
         return lambda: self._run_fresh(contender, {**arguments, "root": str(self.ledger(records))})
+
+    def run(self, contender: Contender, **arguments: Any) -> Figures:
+        """Run `contender` once, in a new folder that is removed afterwards."""
+        return self._run_fresh(contender, arguments)
 
     def _run_fresh(self, contender: Contender, arguments: dict[str, Any]) -> Figures:
         with tempfile.TemporaryDirectory(dir=self.root) as folder:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import reading, sql, startup, telemetry, views, writing
+from . import looking, reading, sql, startup, telemetry, views, writing
 from .bench import Bench
 from .measure import Measurement
 
@@ -21,6 +21,7 @@ ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
     "tail": reading.tail,
     "projection": views.projection,
     "stats": views.stats,
+    "lookup": looking.lookup,
     "startup": startup.startup,
     "sql": sql.sql,
     "sdk": telemetry.sdk,

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from otledger.errors import ConfigurationError
-from otledger.record import Record, parse_time
+from otledger.errors import ConfigurationError, EventRefused
+from otledger.record import Record, format_time, parse_time
 
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|w)", re.ASCII)
 _UNITS = {
@@ -54,7 +54,8 @@ class Filter:
     def __post_init__(self) -> None:
         if self.since is not None and self.until is not None and self.since > self.until:
             raise ConfigurationError(
-                f"the window ends before it begins: since is {self.since}, until is {self.until}; swap the two"
+                f"the window ends before it begins: it is since {_shown(self.since)}, until {_shown(self.until)};"
+                " swap the two"
             )
         _check_hex("trace id", self.trace_id, 32)
         _check_hex("span id", self.span_id, 16)
@@ -119,6 +120,13 @@ def _type_test(pattern: str) -> Callable[[Record], bool]:
 def _is_literal(value: str) -> bool:
     """Tell whether a line that holds this text holds these characters: nothing in it is ever escaped."""
     return value.isascii() and value.isprintable() and '"' not in value and "\\" not in value
+
+
+def _shown(ns: int) -> str:
+    try:
+        return format_time(ns)
+    except EventRefused:
+        return f"{ns} ns"
 
 
 def _check_hex(what: str, value: str | None, digits: int) -> None:

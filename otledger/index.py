@@ -191,7 +191,7 @@ def update(own: SegmentIndex, runs: int | None = None) -> Iterator[int]:
 
     Raises OSError.
     """
-    while runs is None or runs > 0:
+    while own.settled and (runs is None or runs > 0):
         tail = own.tail.runs
         room = CELLS - sum(run.cells for run in tail)
         size = RUN_BYTES - sum(run.end - run.start for run in tail)
@@ -293,11 +293,12 @@ def _state(root: Path, machine: str) -> IndexState:
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, Piece]]:
-    """Give the segments of a partition, each open until the next is asked for."""
+    """Give the segments of a partition, each open until the next is asked for; none of one that evledger wrote."""
     with ExitStack() as stack:
         partition = open_folder(path)
         stack.callback(os.close, partition)
-        for piece in read_chain(partition, path).pieces:
+        chain = read_chain(partition, path)
+        for piece in chain.pieces if chain.chained else ():
             fd = open_segment(partition, piece.name, shown=path)
             try:
                 yield fd, piece

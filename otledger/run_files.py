@@ -24,6 +24,8 @@ FOLDER = "index"
 LOCK = "lock"
 MIN_FREE = 64 << 20
 """Free space, in bytes, that is left to the journal."""
+SETTLED = 10_000_000_000
+"""How long ago, in nanoseconds, a segment must have changed for its size and time to belong together."""
 
 
 Heads = dict[str, tuple[tuple[int, ...], list[Run]]]
@@ -131,6 +133,8 @@ class SegmentIndex:
     def __init__(self, folder: int, fd: int, piece: Piece, heads: Heads | None = None) -> None:
         self.fd = fd
         self.piece = piece
+        self.settled = True
+        """False while it cannot be told whether a write is under way or bytes were changed in place."""
         self._there = os.fstat(fd)
         self._mode = stat.S_IMODE(self._there.st_mode) & 0o666
         heads = {} if heads is None else heads
@@ -165,6 +169,7 @@ class SegmentIndex:
     def load(self) -> None:
         """Read anew what there is, and keep what fits the segment as it is now."""
         self._there = os.fstat(self.fd)
+        self.settled = True
         self.whole.load(0)
         self.tail.load(self.whole.runs[-1].end if self.whole.runs else 0)
         for file in (self.tail, self.whole):
@@ -173,6 +178,8 @@ class SegmentIndex:
             if file.runs:
                 if self._is_changed(file.runs[-1].stamp):
                     self.tail.runs, self.whole.runs = [], []
+                    # A write sets the time before the size.
+                    self.settled = time.time_ns() - self._there.st_mtime_ns > SETTLED
                 return
 
     def _fits(self, run: Run) -> bool:
@@ -188,6 +195,9 @@ class SegmentIndex:
 
     def append(self, run: bytes, *, whole: bool) -> None:
         """Write a run that follows what is covered, and load it. Under the lock. Raises OSError."""
+        if whole:
+            # It has none that count; what else may stand in it must not come to count.
+            self.tail.remove()
         (self.whole if whole else self.tail).append(run, self._mode)
         self.load()
 

@@ -8,20 +8,20 @@ A run covers up to `CELLS` cells of whole lines that follow each other. It is wr
     cells       `_CELL` each, and a CRC-32 of all
     pages       CRC-32, the number of entries of each of 64 buckets, the entries
 
-A key is hashed to 32 bits. The first of them name the bucket; an entry is 16 bits: the next 6 of the hash, and 10 for
+A key is hashed to 32 bits. The first of them name the bucket; an entry is 16 bits: the last 6 of the hash, and 10 for
 the cell. So a key costs about two bytes, and one cell in a hundred thousand is named that does not hold it: whoever
 asks looks into the lines themselves. A wrong bit is noticed, and raises `Damaged`.
 """
 
 from __future__ import annotations
 
-import re
 import struct
+import sys
+from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from operator import attrgetter
 from zlib import crc32
 
 import msgspec
@@ -45,6 +45,7 @@ _BUCKETS = 64
 _COUNTS = struct.Struct(f"<{_BUCKETS}H")
 _FEW = 8
 """The most entries of a bucket, on the average."""
+_LITTLE = sys.byteorder == "little"
 _MOST_BITS = 20
 _BAD = 1
 """Of a cell, or of a run with such a cell: a line in it is no record, and whoever scans is told so."""
@@ -53,9 +54,11 @@ _LEAST, _LARGEST = -(1 << 63), (1 << 63) - 1
 Read = Callable[[int, int], bytes]
 """Gives so many bytes from an offset of the run's file on, fewer at its end."""
 
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+_SHAPE = b"0000-00-00T00:00:00.000000000Z"
+_EDGE = b'"}\n{"specversion":"1.0"'
+"""What stands between the lines that otledger writes. It is found faster than what is always there."""
 _decode_lines = msgspec.json.Decoder(Record).decode_lines
-_as_written = re.compile(r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{9}Z", re.ASCII).fullmatch
-_members = attrgetter("id", "time", "ipc_hash", "traceparent")
 
 
 class Damaged(Exception):
@@ -137,7 +140,8 @@ def _records(block: bytes) -> tuple[list[Record], bool]:
     """Give the records of whole lines, and whether there is a line that is none."""
     lines = block.count(b"\n")
     # Only where each line begins and ends as an object does, none can be hidden inside of another.
-    if block.startswith(b"{") and block.endswith(b"}\n") and block.count(b"}\n{") == lines - 1:
+    apart = block.startswith(b"{") and block.endswith(b"}\n")
+    if apart and (block.count(_EDGE) == lines - 1 or block.count(b"}\n{") == lines - 1):
         try:
             records = _decode_lines(block)
         except DECODE_ERRORS:
@@ -156,12 +160,13 @@ def _records(block: bytes) -> tuple[list[Record], bool]:
 
 def _keys(records: Sequence[Record]) -> set[int]:
     """Give the hashes of all that the records can be found by."""
-    ids, _, turns, parents = zip(*map(_members, records), strict=True) if records else ((), (), (), ())
-    found = {crc32(id.encode("utf-8", "surrogatepass"), ID) for id in ids}
-    found.update(key_hash(TURN, turn) for turn in set(turns) if turn is not None)
-    known = set(parents)
-    found.update(key_hash(TRACE, trace) for trace in {parent[3:35] for parent in known if parent is not None})
-    found.update(key_hash(SPAN, span) for span in {parent[36:52] for parent in known if parent is not None})
+    found = {crc32(id.encode("utf-8", "surrogatepass"), ID) for id in [record.id for record in records]}
+    found.update([key_hash(TURN, turn) for turn in {record.ipc_hash for record in records} if turn is not None])
+    # Most records share their parent with others.
+    known = {record.traceparent for record in records}
+    parents = [parent for parent in known if parent is not None]
+    found.update([key_hash(TRACE, trace) for trace in {parent[3:35] for parent in parents}])
+    found.update([crc32(parent[36:52].encode("utf-8", "surrogatepass"), SPAN) for parent in parents])
     if None in known:
         for record in records:
             if record.traceparent is None and record.type.startswith("otel."):
@@ -182,14 +187,18 @@ def _times(texts: Sequence[str]) -> tuple[int, int]:
     """Give the smallest and the largest time, in nanoseconds."""
     if not texts:
         return 0, 0
-    # As they are written they sort as text; a day that is none would count as 0.
-    plain = all(map(_as_written, texts)) and all(parse_time(day + "T00:00:00Z") is not None for day in _days(texts))
-    times = [parse_time(text) or 0 for text in ((min(texts), max(texts)) if plain else texts)]
+    if _sort_as_text(texts):
+        texts = min(texts), max(texts)
+    times = [parse_time(text) or 0 for text in texts]
     return _clamped(min(times)), _clamped(max(times))
 
 
-def _days(texts: Iterable[str]) -> set[str]:
-    return {text[:10] for text in texts}
+def _sort_as_text(texts: Sequence[str]) -> bool:
+    """Tell whether all are times as they are written (format, 3); of others some may count as 0."""
+    joined = "".join(texts).encode("utf-8", "surrogatepass")
+    if joined.translate(_ZEROS) != _SHAPE * len(texts) or any(len(text) != len(_SHAPE) for text in texts):
+        return False
+    return all(parse_time(second + ".000000000Z") is not None for second in {text[:19] for text in texts})
 
 
 def _clamped(ns: int) -> int:
@@ -202,18 +211,21 @@ def _pages(keys: Sequence[int], bits: int) -> list[bytes]:
 
     It has where somebody makes ids of one hash.
     """
-    shift, low = 42 - bits, 42 - bits - 6
+    shift = 42 - bits
     buckets = max(1 << bits, _BUCKETS)
     edges = [0, *(bisect_left(keys, bucket << shift) for bucket in range(1, 1 << bits))]
     edges += [len(keys)] * (buckets + 1 - len(edges))
-    entries = [(key >> low & 63) << 10 | key & 1023 for key in keys]
+    # The last 16 bits of each.
+    entries = array("H", array("Q", keys).tobytes())[0 if _LITTLE else 3 :: 4]
+    if not _LITTLE:
+        entries.byteswap()
     pages = []
     for first in range(0, buckets, _BUCKETS):
         own = edges[first : first + _BUCKETS + 1]
         counts = [after - before for before, after in pairwise(own)]
         if max(counts) >= 1 << 16:
             return []
-        page = _COUNTS.pack(*counts) + struct.pack(f"<{own[-1] - own[0]}H", *entries[own[0] : own[-1]])
+        page = _COUNTS.pack(*counts) + entries[own[0] : own[-1]].tobytes()
         pages.append(_WORD.pack(crc32(page)) + page)
     return pages
 
@@ -270,13 +282,20 @@ class Run:
         if named is not None and not named and not self._bad:
             return
         table = self._table(read)
-        # Where no line is bad, the other cells need not be looked at.
-        for at in range(self.cells) if named is None or self._bad else sorted(named):
-            start, least, largest, _, flags = _CELL.unpack_from(table, at * _CELL.size)
-            wanted = (named is None or at in named) and least <= until and largest >= since
-            if wanted or flags & _BAD:
-                following = (at + 1) * _CELL.size
-                yield start, _OFFSET.unpack_from(table, following)[0] if at + 1 < self.cells else self.end
+        if named is not None and not self._bad:
+            # Of most runs few cells are asked for: the others need not be looked at.
+            for at in sorted(named):
+                start, least, largest, _, _ = _CELL.unpack_from(table, at * _CELL.size)
+                if least <= until and largest >= since:
+                    yield start, self._end_of(table, at)
+            return
+        for at, (start, least, largest, _, flags) in enumerate(_CELL.iter_unpack(table)):
+            if (least <= until and largest >= since and (named is None or at in named)) or flags & _BAD:
+                yield start, self._end_of(table, at)
+
+    def _end_of(self, table: bytes, at: int) -> int:
+        following = (at + 1) * _CELL.size
+        return _OFFSET.unpack_from(table, following)[0] if following < len(table) else self.end
 
     def check(self, read: Read) -> None:
         """Look at every byte. Raises `Damaged`."""
@@ -289,7 +308,7 @@ class Run:
         block = read(size + 4, self._offset + _HEAD.size + len(self._directory) + 4)
         if len(block) < size + 4 or _WORD.unpack_from(block, size)[0] != crc32(block[:size]):
             raise Damaged
-        return block
+        return block[:size]
 
     def _page(self, read: Read, page: int) -> bytes:
         (end,) = _WORD.unpack_from(self._directory, 4 * page)
@@ -310,5 +329,4 @@ class Run:
         first = sum(counts[: bucket % _BUCKETS])
         count = counts[bucket % _BUCKETS]
         entries = struct.unpack_from(f"<{count}H", block, 4 + _COUNTS.size + 2 * first)
-        mark = key >> (32 - self._bits - 6) & 63
-        return {entry & 1023 for entry in entries if entry >> 10 == mark}
+        return {entry & 1023 for entry in entries if entry >> 10 == key & 63}

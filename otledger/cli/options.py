@@ -38,6 +38,11 @@ Source = Annotated[str | None, typer.Option(metavar="TEXT", help="Only what this
 Subject = Annotated[str | None, typer.Option("--subject", "-s", metavar="TEXT", help="Only what is about this.")]
 IpcHash = Annotated[str | None, typer.Option(metavar="HASH", help="Only the records of this turn.")]
 Trace = Annotated[str | None, typer.Option(metavar="ID", help="Only the records of this trace, 32 hex digits.")]
+Id = Annotated[str | None, typer.Option("--id", metavar="ID", help="Only the event with this id.")]
+Span = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="Only what was emitted in this span, and its own: 16 hex digits."),
+]
 Since = Annotated[
     str | None, typer.Option(metavar="WHEN", help="From then on: 90s, 15m, 2h, 3d ago, a date, or RFC 3339.")
 ]
@@ -61,8 +66,10 @@ def make_filter(
     until: str | None,
     text: str | None,
     control: bool,
+    id: str | None = None,
+    span: str | None = None,
 ) -> Filter:
-    """Give the filter that the options ask for. Raises `ConfigurationError` for a time that is none."""
+    """Give the filter that the options ask for. Raises `ConfigurationError` for a time or an id that is none."""
     from otledger.filter import Filter, parse_when
     from otledger.record import now_ns
 
@@ -73,6 +80,8 @@ def make_filter(
         subject=subject,
         ipc_hash=ipc_hash,
         trace_id=None if trace is None else trace.lower(),
+        id=id,
+        span_id=None if span is None else span.lower(),
         since=None if since is None else parse_when(since, now),
         until=None if until is None else parse_when(until, now),
         text=text,

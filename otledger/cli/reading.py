@@ -24,6 +24,8 @@ def show(
     machine: opt.Machines = None,
     ipc_hash: opt.IpcHash = None,
     trace: opt.Trace = None,
+    span: opt.Span = None,
+    id: opt.Id = None,
     since: opt.Since = None,
     until: opt.Until = None,
     text: opt.Text = None,
@@ -43,7 +45,7 @@ def show(
     folder = root_of(ctx, root)
     filter = opt.make_filter(
         type=type, source=source, subject=subject, ipc_hash=ipc_hash, trace=trace, since=since, until=until, text=text,
-        control=all,
+        control=all, id=id, span=span,
     )  # fmt: skip
     machines = opt.once(machine)
     printer = Printer(json=json, long=long, raw=raw)
