@@ -83,9 +83,9 @@ def test_a_turn_has_the_spans_that_its_records_were_emitted_in(root: Path) -> No
                     ledger.append("answered", 2)
         with ledger.span("elsewhere"):
             pass
-        turn = ledger.reader.turn(HASH)
+    turn = ledger.reader.turn(HASH)
     assert turn is not None
-    assert [type for type in turn.types if type != "otel.span.start"] == ["said", "answered"]
+    assert [type for type in turn.types if not type.startswith("otel.")] == ["said", "answered"]
     assert [span.name for span in turn.spans] == ["request", "inner"]
     assert [span.name for span in turn.around] == ["request"]
     assert set(turn.span_ids) == {request.span_id, inner.span_id}
