@@ -47,8 +47,7 @@ class Renderer:
         return [self._safe(_cut(raw))] if raw else []
 
     def _span(self, record: Record) -> list[str]:
-        import orjson
-
+        from otledger import values
         from otledger.replay import span_of
 
         span = span_of(record)
@@ -58,7 +57,7 @@ class Renderer:
         if span.status == "ERROR":
             fields.append(self._paint.red("ERROR"))
         if span.attributes:
-            fields.append(self._safe(_cut(orjson.dumps(span.attributes, default=str))))
+            fields.append(self._safe(_cut(values.encode(span.attributes))))
         return fields
 
     def _links(self, record: Record) -> list[tuple[str, str]]:

@@ -1,6 +1,8 @@
 """What the fuzzers and the review that went with them found, each as small as it can be told."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,14 @@ def test_checkpoints_over_many_segments_cost_no_pass_each(root: Path) -> None:
         closed(root, number, max_segment=1)
     assert len(segment_names(root)) > 120
     assert otledger.verify(root, processes=1).status is Status.OK
+
+
+def test_a_span_with_a_number_beyond_64_bits_is_shown(root: Path) -> None:
+    """`show` and `tail` ended with a mistake of otledger's own."""
+    with otledger.open_sync(root, machine="m1") as ledger, ledger.span("work", attributes={"n": 2**70}):
+        pass
+    done = subprocess.run(
+        [sys.executable, "-m", "otledger", "show", "--all", "--root", str(root)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert str(2**70) in done.stdout
