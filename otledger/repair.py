@@ -209,15 +209,18 @@ def _steps(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Iterat
     way = way_on(chain, place, found.finding, lambda name: size_of(name) if name in list_segments(dir_fd) else -1)
     if way.cut and found.finding is not None:
         yield Step("cut", str(place.segment), place.offset, size_of(place.segment) - place.offset, found.finding.reason)
-    if way.header is not None:
+    header = chain.pieces[-1].header if chain.pieces else None
+    foreign = header is not None and header.host != host_hash()
+    if way.header is not None and not foreign:
         yield from _header(dir_fd, path, way.header, size_of(way.header))
-    if way.begin:
+    # Another host's unfinished segment is left to it, and ours begins behind it.
+    left = foreign and way.header is not None and found.finding is not None and not way.cut
+    if way.begin or left:
         reason = "it was closed by what follows it" if found.finding is None else str(found.finding)
         yield Step("segment", str(place.segment), place.offset, 0, f"damage, and what is there is left: {reason}")
     elif way.header is None:
         yield from _unrecorded(dir_fd, path, place)
-    header = chain.pieces[-1].header if chain.pieces else None
-    if way.cut and way.header is None and header is not None and header.host != host_hash():
+    if way.cut and foreign:
         yield Step("segment", str(place.segment), place.offset, 0, "moved: its last writer was another host")
 
 

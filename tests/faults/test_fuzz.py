@@ -5,6 +5,7 @@ An example that fails is named by its target, seed and number, and is the same w
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -49,7 +50,9 @@ SECONDS = 20.0
 def bench() -> Iterator[Bench]:
     folder = tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None, prefix="otledger-fuzz-")
     try:
+        level = logging.getLogger("otledger").level
         yield Bench(Path(folder))
+        logging.getLogger("otledger").setLevel(level)
     finally:
         shutil.rmtree(folder)
 
