@@ -27,8 +27,7 @@ def check_chunks(chunks: list[Chunk], processes: int) -> Iterator[Chunk]:
     own = speed.check is not None
     command = [sys.executable, "-m", "otledger.chunks"]
     workers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        for _ in range(count - own)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(count - own)
     ]
     free: SimpleQueue[Callable[[Chunk], Chunk]] = SimpleQueue()
     for worker in workers:
