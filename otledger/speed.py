@@ -51,3 +51,5 @@ Decoder: Callable[[type, tuple[Any, ...], Any, Any], Callable[[bytes], Any]] | N
     _decoding, "Decoder", None
 )
 """Makes a decoder of lines; see `otledger.decoding`."""
+order: Callable[[bytes], bytes] | None = getattr(_decoding, "order", None)
+"""Sorts 64-bit integers below 2^42, and leaves out those that are there twice."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import otledger
-from otledger import replayed, speed
+from otledger import replayed, runs, speed
 from otledger.decoding import decoder
 from otledger.record import DECODE_ERRORS, Record, decode, decode_plainly
 from otledger.replayed import ReplayedSpan
@@ -181,6 +183,65 @@ def test_what_it_cannot_make_is_refused() -> None:
         speed.Decoder(Record, ((b"id", 0, False, ReplayedSpan.__dict__["seq"], ...),), None, None)
 
 
+def run_of(blocks: list[bytes]) -> bytes:
+    builder = runs.Builder(0)
+    for block in blocks:
+        builder.add(block)
+    return builder.encode(runs.Stamp(0, 0, b"0" * 16))
+
+
+def same_run(*blocks: bytes) -> None:
+    """Check that an index is the same, whoever finds what is in the lines."""
+    ours = run_of(list(blocks))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_cell", None)
+        patch.setattr(speed, "order", None)
+        assert run_of(list(blocks)) == ours
+
+
+def test_indexes_of_real_lines(lines: list[bytes]) -> None:
+    usual = [line for line in lines if b"\\ud800" not in line]
+    assert decode.cell(b"".join(usual), 7)[0] == len(usual) > 10  # type: ignore[attr-defined]
+    same_run(*lines)
+    same_run(b"".join(lines), *lines[::-1], lines[0] * 3)
+
+
+@given(data=st.data())
+def test_indexes_of_damaged_lines(data: st.DataObject, lines: list[bytes]) -> None:
+    picked = data.draw(st.lists(st.sampled_from(lines), min_size=1, max_size=4))
+    block = bytearray(b"".join(picked))
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.integers(0, len(block) - 1))
+        length = data.draw(st.sampled_from([0, 1, 1, 2]))
+        block[at : at + length] = data.draw(
+            st.binary(max_size=2)
+            | st.sampled_from([b'"seq":1,', b'"id":null,', b'"ipchash":"h",', b'"traceparent":null,'])
+            | st.sampled_from([b"\n", b"\xc3\xa4"])
+        )
+    same_run(bytes(block) + b"\n", *picked)
+
+
+INSTANT = re.compile(r"\A[0-2]\d{3}-[01]\d-[0-3]\dT[0-2]\d:[0-6]\d:[0-6]\d\.\d{9}Z\Z", re.ASCII)
+
+
+@given(st.text("0123456789-:TZ.+z", max_size=31) | st.from_regex(INSTANT))
+@example("2024-02-29T00:00:00.000000000Z")
+@example("2023-02-29T00:00:00.000000000Z")
+@example("0000-01-01T00:00:00.000000000Z")
+@example("9999-12-31T23:59:59.999999999Z")
+@example("2026-01-01T00:00:60.000000000Z")
+def test_indexes_of_odd_times(time: str) -> None:
+    line = b'{"id":"i","source":"s","type":"a","time":"%s","machine":"m","seq":1}\n'
+    same_run(line % time.encode() + line % b"2026-01-01T00:00:00.000000000Z")
+
+
+@given(st.lists(st.integers(0, 2**42 - 1), max_size=300))
+def test_keys_are_sorted(keys: list[int]) -> None:
+    assert speed.order is not None
+    packed = array("Q", keys + keys[::3])
+    assert array("Q", speed.order(packed.tobytes())).tolist() == sorted(set(keys))
+
+
 def test_nothing_is_kept_of_lines_that_are_unusual(lines: list[bytes]) -> None:
     """A record that is given up half-way frees what it has."""
     bad = [line[:end] for line in lines for end in range(0, len(line), 7)]
@@ -192,6 +253,7 @@ def test_nothing_is_kept_of_lines_that_are_unusual(lines: list[bytes]) -> None:
                     each(line)
                 except DECODE_ERRORS:
                     continue
+            decode.cell(line, 1)  # type: ignore[attr-defined]
 
     work()
     tracemalloc.start()
