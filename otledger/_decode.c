@@ -487,6 +487,13 @@ static int read_texts(Decoder *decoder, Cursor *text, Text found[NAMED])
     return take(text, '}') && take(text, '\n') && text->at == text->end;
 }
 
+static int is_ascii(const Text *text)
+{
+    Cursor all = {text->start, text->start + text->size, 0};
+    pass_plain(&all);
+    return !all.high;
+}
+
 static int number_at(const char *text, int digits)
 {
     int value = 0;
@@ -578,7 +585,7 @@ static PyObject *cell(PyObject *self, PyObject *args)
         if (!read_texts(decoder, &text, found) || !found[ID].start || !found[TYPE].start || !is_time(&found[TIME]))
             goto unusual;
         high |= text.high;
-        if (found[PARENT].start && (found[PARENT].size < PARENT_SIZE || text.high))
+        if (found[PARENT].start && (found[PARENT].size < PARENT_SIZE || (text.high && !is_ascii(&found[PARENT]))))
             goto unusual;
         if (!least || memcmp(found[TIME].start, least, TIME_SIZE) < 0)
             least = found[TIME].start;

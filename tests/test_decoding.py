@@ -232,7 +232,30 @@ INSTANT = re.compile(r"\A[0-2]\d{3}-[01]\d-[0-3]\dT[0-2]\d:[0-6]\d:[0-6]\d\.\d{9
 @example("2026-01-01T00:00:60.000000000Z")
 def test_indexes_of_odd_times(time: str) -> None:
     line = b'{"id":"i","source":"s","type":"a","time":"%s","machine":"m","seq":1}\n'
-    same_run(line % time.encode() + line % b"2026-01-01T00:00:00.000000000Z")
+    around = (line % at for at in (b"1970-01-02T00:00:00.000000000Z", b"9999-12-31T23:59:59.999999999Z"))
+    same_run(line % time.encode(), (line % time.encode()).join(around))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'"id":"other",',
+        b'"ipchash":"one","ipchash":"two",',
+        b'"ipchash":null,"traceparent":null,',
+        b'"ipchash":"one","ipchash":null,',
+        b'"ipchash":1,',
+        b'"traceparent":"00-short",',
+        b'"traceparent":"00-%s",' % "\u00fc".encode() * 40,
+        b'"traceparent":"%s",' % (b"0" * 20 + "\u00fc".encode() * 40),
+        b'"x":"\xff",',
+        b'"x":"\\ud800",',
+        b'"x": 1,',
+        b'"":1,',
+        b'"subject":"\\n",',
+    ],
+)
+def test_indexes_of_odd_members(more: bytes, lines: list[bytes]) -> None:
+    same_run(lines[5], lines[5].replace(b"{", b"{" + more, 1) + lines[6])
 
 
 @given(st.lists(st.integers(0, 2**42 - 1), max_size=300))
