@@ -697,6 +697,8 @@ static PyObject *new(PyTypeObject *own, PyObject *args, PyObject *named)
         Member *const member = &decoder->members[i];
         PyObject *kind, *descriptor, *initial;
         Py_ssize_t size;
+        if (!PyTuple_Check(PyTuple_GET_ITEM(members, i)))
+            goto bad;
         if (!PyArg_ParseTuple(PyTuple_GET_ITEM(members, i), "y#OpOO", &member->name, &size, &kind, &member->nullable,
                               &descriptor, &initial))
             goto failed;
