@@ -21,9 +21,7 @@ def _arguments() -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--short", action="store_true", help="large means a million records (default)")
     mode.add_argument("--long", action="store_true", help="large means ten million records: 5 GB of disk")
-    parser.add_argument(
-        "--markdown", action="store_true", help="measure nothing: print README's table of what is saved"
-    )
+    parser.add_argument("--markdown", action="store_true", help="print README's table of what is saved")
     parser.add_argument(
         "--json",
         type=Path,
