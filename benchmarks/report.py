@@ -120,7 +120,7 @@ SHOWN = {
     "8 processes at os: total against 1 process": "eight processes on one ledger, against one",
     "verify, by default, against PipeWorks' method on each line": "`verify`, against PipeWorks' method on each line",
     "typed scan against evledger read_all": "a typed scan, against evledger's `read_all`",
-    "CPU of a recorded span against an SDK span, no processor": "CPU of a recorded span, against an SDK span, no processor",
+    "CPU of a recorded span against an SDK span, no processor": "CPU of a recorded span, against an SDK span",
     "peak memory of evledger read_all against the scan's": "memory of evledger's `read_all`, against the scan's",
     "event loop lag p99 at 50,000 events/s, disk": "delay of other tasks at 50,000 events a second, 99th percentile",
     "another task's delay while fdatasync hangs for 1 s": "delay of another task while an fdatasync hangs for a second",
