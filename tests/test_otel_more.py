@@ -1,6 +1,7 @@
 """The OpenTelemetry SDK into the ledger at its edges: exits, forks, full queues, odd providers, servers that fork."""
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +269,71 @@ def test_what_an_exporter_cannot_encode_is_counted(root: Path) -> None:
     logs.shutdown()
     assert gaps_of(root) == {"log record could not be encoded": 1, "span could not be encoded": 1}
     sane(root)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_a_line_has_no_place_for_is_cut_and_counted(root: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(120):
+        deep = [deep]
+    provider = TracerProvider(resource=Resource({"service.name": "shop", "deep": deep}))
+    processor = LedgerSpanProcessor.install(provider, **settings(root))
+    tracer = provider.get_tracer("t")
+    large = tracer.start_span(
+        "n" * 2000, attributes={"large": "x" * (17 << 20), "small": 1}, kind=trace.SpanKind.SERVER
+    )
+    large.add_event("e", {"kept": True})
+    large.set_status(trace.StatusCode.ERROR, "y" * 2000)
+    large.end()
+    tracer.start_span("deep", attributes={"deep": deep, "small": 1}).end()
+    exporter = LedgerLogExporter(**settings(root))
+    logs = LoggerProvider(resource=Resource({}))
+    logs.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    given = {"deep": deep, "small": 1}
+    logs.get_logger("l").emit(LogRecord(timestamp=5, body="x" * (17 << 20), event_name="e", attributes=given))
+    # The resource, the two spans and the log record.
+    assert processor.sink.writer.health().errors == 4
+    provider.shutdown()
+    logs.shutdown()
+    stored = {record.data["name"]: record.data for record in spans_of(root).values()}
+    cut, nested = stored["n" * 1000], stored["deep"]
+    assert cut["attributes"] == {"large": {"$cut": (17 << 20) + 2}, "small": 1}
+    assert (cut["kind"], cut["events"][0]["name"], cut["events"][0]["attributes"]) == ("SERVER", "e", {"kept": True})
+    assert cut["status"] == {"code": "ERROR", "description": "y" * 1000}
+    assert (list(nested["attributes"]["deep"]), nested["attributes"]["small"]) == (["$cut"], 1)
+    (log,) = [record.data for record in otledger.Reader(root).records() if record.type == "otel.log"]
+    assert (log["timestamp"], log["body"], log["event_name"]) == (5, {"$cut": (17 << 20) + 2}, "e")
+    assert (list(log["attributes"]["deep"]), log["attributes"]["small"]) == (["$cut"], 1)
+    assert {span.resource.attributes["service.name"] for span in read_spans(root)} == {"shop"}
+    sane(root)
+
+
+def test_a_span_that_never_ends_is_kept_by_nobody(root: Path) -> None:
+    provider = TracerProvider()
+    LedgerSpanProcessor.install(provider, **settings(root))
+    span = provider.get_tracer("t").start_span("endless")
+    provider.force_flush()
+    left = weakref.ref(span)
+    del span
+    # The writer holds the spans of its last batch.
+    work(provider)
+    provider.force_flush()
+    gc.collect()
+    assert left() is None
+    assert [span.name for span in read_spans(root, unfinished=True)] == ["a", "endless"]
+    provider.shutdown()
+
+
+def test_two_ledgers_of_one_provider_have_no_start_of_what_ended_at_once(root: Path) -> None:
+    provider = TracerProvider()
+    roots = [root / "one", root / "other"]
+    for each in roots:
+        provider.add_span_processor(LedgerSpanProcessor(**settings(each, flush_interval=5.0)))
+    work(provider)
+    provider.shutdown()
+    for each in roots:
+        types = [record.type for record in otledger.Reader(each).records()]
+        assert (types.count("otel.span.start"), types.count("otel.span.end")) == (0, 1)
 
 
 class Bridge(logging.Handler):

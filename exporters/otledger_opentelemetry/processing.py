@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import suppress
-from functools import partial
+from types import MethodType
 from typing import Any
 
 from opentelemetry.context.context import Context
@@ -20,10 +19,6 @@ from otledger.writer import OpenSpan
 from .settings import Sink, flag, resolve
 
 CLOSE_TIMEOUT = 10.0
-MOST_OPEN = 100_000
-"""So many spans that are open at once are known; beyond that start records may follow their ends."""
-
-_UNKNOWN: tuple[OpenSpan, None] = [], None
 
 
 def recorded(span: ReadableSpan) -> bool:
@@ -43,8 +38,8 @@ class LedgerSpanProcessor(SpanProcessor):
 
     def __init__(self, **settings: Any) -> None:
         self.sink = Sink(resolve(**settings))
-        # By the span's id, as `on_end` is given another object.
-        self._open: dict[int, tuple[OpenSpan, str | None]] = {}
+        self._start_part = self.sink.recorder.span_start
+        self._end_part = self.sink.recorder.span
 
     @classmethod
     def install(cls, provider: TracerProvider, **settings: Any) -> LedgerSpanProcessor:
@@ -67,25 +62,40 @@ class LedgerSpanProcessor(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Have the start recorded if the span is still open when the next batch is written."""
         context = ctx.current() if parent_context is None else parent_context
-        turn = ctx.current_turn(context) if context else None
-        opened: OpenSpan = [partial(self.sink.recorder.span_start, span, turn)]
-        if len(self._open) < MOST_OPEN:
-            self._open[span.context.span_id] = opened, turn
-        if not self.sink.closed:
-            with suppress(LedgerClosed):
+        # Shared with the object that `on_end` is given. In a table of our own what never ends would stay for ever.
+        shared: Any = span._attributes
+        opened: OpenSpan = [MethodType(self._start_part, span)]
+        try:
+            shared._otledger_opened = opened
+            if context and (turn := ctx.current_turn(context)) is not None:
+                shared._otledger_turn = turn
+            if not self.sink.closed:
                 self.sink.writer.put_span(opened)
+        except (AttributeError, LedgerClosed):
+            # No span of the SDK, or it is too late: the end stands alone.
+            return
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span's end record."""
-        opened, turn = self._open.pop(span.context.span_id, _UNKNOWN)
-        opened.clear()
+        shared, sink = span._attributes, self.sink
+        if opened := getattr(shared, "_otledger_opened", None):
+            # Or the queue would keep the span.
+            opened.clear()
         setattr(span, RECORDED, True)
         try:
-            part = self.sink.recorder.span_end(span, turn)
+            part = self._end_part(span)
         except Exception as error:  # A span's oddity must not reach the program.
-            self.sink.lose("span could not be encoded", error)
+            sink.lose("span could not be encoded", error)
             return
-        self.sink.put(part)
+        writer = sink.writer
+        if writer.full or sink.closed:
+            sink.put(part)
+            return
+        # As nearly always.
+        try:
+            writer.put(part)
+        except LedgerClosed:
+            sink.put(part)
 
     def shutdown(self) -> None:
         """Write what is queued, and close."""
