@@ -380,7 +380,7 @@ def test_a_program_that_forgets_to_close(root: Path, script: Script, events: Eve
 
 def test_what_is_recorded_while_the_program_ends(root: Path, script: Script, events: Events) -> None:
     program = """
-        import atexit, sys
+        import atexit, sys, otledger
         def late(name):
             try:
                 ledger.emit(name)
@@ -388,13 +388,12 @@ def test_what_is_recorded_while_the_program_ends(root: Path, script: Script, eve
                 print(name)
         # Handlers are called in reverse order: this one after otledger's own.
         atexit.register(late, "before")
-        import otledger
-        atexit.register(late, "after")
         ledger = otledger.open_sync(sys.argv[1], machine="m1", flush_interval=60.0)
+        atexit.register(late, "after")
         ledger.emit("a")
     """
     out, err = script(program, root).communicate(timeout=30)
-    assert (out, err) == ("before\n", "")
+    assert (out, err) == ("before\n", None)
     assert [event["type"] for event in events()] == ["a", "after"]
 
 
