@@ -22,7 +22,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import LogRecordExportResult, SimpleLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
@@ -407,6 +407,19 @@ def test_an_exporter_that_a_program_gives_to_a_provider_of_its_own(root: Path) -
     done = program(OTHER, root, OTEL_TRACES_EXPORTER="otledger")
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(names_of(root)) == ["global", "own"]
+    sane(root)
+
+
+def test_processors_that_are_called_in_threads(root: Path) -> None:
+    provider = TracerProvider(active_span_processor=ConcurrentMultiSpanProcessor(2))
+    exporter = LedgerSpanExporter(**settings(root))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    LedgerSpanProcessor.install(provider, **settings(root))
+    turn = otledger.ipc_hash({"a": 1})
+    with otledger.open_sync(**settings(root)) as ledger, ledger.turn(turn):
+        work(provider, 20)
+    provider.shutdown()
+    assert [record.ipc_hash for record in spans_of(root).values()] == [turn] * 20
     sane(root)
 
 

@@ -9,7 +9,13 @@ from types import MethodType
 from typing import Any
 
 from opentelemetry.context.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import (
+    ConcurrentMultiSpanProcessor,
+    ReadableSpan,
+    Span,
+    SpanProcessor,
+    TracerProvider,
+)
 
 from otledger import context as ctx
 from otledger.errors import LedgerClosed
@@ -24,6 +30,21 @@ CLOSE_TIMEOUT = 10.0
 def recorded(span: ReadableSpan) -> bool:
     """Tell whether a processor of ours has recorded this span."""
     return getattr(span, RECORDED, False) is True
+
+
+def _tell_threads(active: ConcurrentMultiSpanProcessor) -> None:
+    """Have processors that are called in threads told what they cannot see there: the turn, and what is recorded."""
+    on_start, on_end = active.on_start, active.on_end
+
+    def start(span: Span, parent_context: Context | None = None) -> None:
+        on_start(span, ctx.current() if parent_context is None else parent_context)
+
+    def end(span: ReadableSpan) -> None:
+        # An exporter's processor may come before ours.
+        setattr(span, RECORDED, True)
+        on_end(span)
+
+    active.on_start, active.on_end = start, end  # type: ignore[method-assign]
 
 
 class LedgerSpanProcessor(SpanProcessor):
@@ -55,6 +76,8 @@ class LedgerSpanProcessor(SpanProcessor):
         with active._lock:
             others = [processor for processor in active._span_processors if processor is not own]
             active._span_processors = (own, *others)
+        if isinstance(active, ConcurrentMultiSpanProcessor):
+            _tell_threads(active)
         if flushes:
             own.flush_on_sigterm()
         return own
