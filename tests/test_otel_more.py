@@ -31,6 +31,7 @@ import otledger
 from otledger.errors import ConfigurationError
 from otledger.writer import Writer
 from otledger_opentelemetry import LedgerLogExporter, LedgerSpanExporter, LedgerSpanProcessor, read_spans
+from otledger_opentelemetry.instrumentor import OtledgerInstrumentor
 from tests.conftest import Hang
 from tests.test_otel_in import PROVIDER, VIA_ENVIRONMENT, free_port, program, sane, serving, spans_of, wait_until_up
 
@@ -421,6 +422,35 @@ def test_processors_that_are_called_in_threads(root: Path) -> None:
     provider.shutdown()
     assert [record.ipc_hash for record in spans_of(root).values()] == [turn] * 20
     sane(root)
+
+
+@pytest.mark.parametrize(
+    ("exporter", "spans"),
+    [("none", 0), ("", 1), ("console", 1), ("otledger", 1)],
+    ids=["none", "unset", "other", "ours"],
+)
+def test_a_root_asks_for_spans_unless_there_shall_be_none(root: Path, exporter: str, spans: int) -> None:
+    source = """if True:
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import TracerProvider
+        from otledger_opentelemetry.instrumentor import OtledgerInstrumentor
+        trace.set_tracer_provider(TracerProvider())
+        OtledgerInstrumentor().instrument(skip_dep_check=True)
+        with trace.get_tracer("t").start_as_current_span("a"):
+            pass
+    """
+    done = program(source, root, OTEL_TRACES_EXPORTER=exporter)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (len(spans_of(root)) if root.exists() else 0) == spans
+
+
+def test_an_unknown_setting_of_the_instrumentor_is_warned_of(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider())
+    OtledgerInstrumentor().instrument(rot=str(root), skip_dep_check=True)
+    assert "no setting rot, which is passed over; there are: root, " in caplog.text
+    assert not root.exists()
 
 
 def test_a_wrong_setting_installs_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
