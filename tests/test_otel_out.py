@@ -51,7 +51,8 @@ from otledger_opentelemetry import (
     read_spans,
     replay,
 )
-from otledger_opentelemetry.files import JsonSpanExporter, write_chrome_trace
+from otledger_opentelemetry.chrome import write_chrome_trace
+from otledger_opentelemetry.files import JsonSpanExporter
 from otledger_opentelemetry.replaying import ReplayCursor, ReplayFailed
 from otledger_opentelemetry.selecting import Selection
 from tests.checker import check
@@ -902,6 +903,13 @@ def test_packages_that_are_missing(filled: Path, arguments: tuple[str, ...]) -> 
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert "pip install '" in done.stderr
+
+
+def test_a_chrome_trace_needs_no_more_packages(filled: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT, "export", "chrome-trace", "trace.json", "--root", str(filled)]
+    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
 # Damage --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from otledger.filter import Filter
 from otledger.reader import Reader
 
 from . import replaying
+from .chrome import write_chrome_trace
 from .needs import needed
 from .refusals import Refusals
 from .selecting import Selection
@@ -170,14 +171,12 @@ class Replaying:
         to_stdout = destination == STDOUT
         if to_stdout and json:
             raise Failed("--json and - both write to stdout; give a file for the trace")
-        files = needed("otledger_opentelemetry.files")
         self._selection.logs = False
         # Found before the file is made: a ledger that is not there must leave none.
         self._reader.machines()
         items = self._selection.items(self._reader, machines)
-        count = files.write_chrome_trace(
-            None if to_stdout else Path(destination), (item.signal for item in items), self._skip
-        )
+        spans = (item.signal for item in items if isinstance(item.signal, ReadableSpan))
+        count = write_chrome_trace(None if to_stdout else Path(destination), spans, self._skip)
         self._say_skipped()
         if json:
             problems = [str(problem) for problem in self._selection.skipped]
