@@ -5,8 +5,6 @@ import gc
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -33,7 +31,7 @@ from otledger.writer import Writer
 from otledger_opentelemetry import LedgerLogExporter, LedgerSpanExporter, LedgerSpanProcessor, read_spans
 from otledger_opentelemetry.instrumentor import OtledgerInstrumentor
 from tests.conftest import Hang
-from tests.test_otel_in import PROVIDER, VIA_ENVIRONMENT, free_port, program, sane, serving, spans_of, wait_until_up
+from tests.test_otel_in import PROVIDER, VIA_ENVIRONMENT, program, sane, serving, spans_of
 
 REPOSITORY = Path(__file__).parents[1]
 ONLY_TRACES = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
@@ -162,30 +160,17 @@ def test_forks_while_threads_record(root: Path) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--preload",)], ids=["workers", "preload"])
 def test_gunicorn_with_two_workers(root: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    port = free_port()
-    bind = ("-w", "2", "-k", "uvicorn_worker.UvicornWorker", "-b", f"127.0.0.1:{port}", "--log-level", "error")
-    command = [*VIA_ENVIRONMENT, "gunicorn", "tests.apps.web:app", *bind, *more]
-    environ = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))},
-        **ONLY_TRACES,
-        "HOME": f"{tmp_path}",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": f"{REPOSITORY}",
-        "OTEL_TRACES_EXPORTER": "otledger",
-        "OTEL_OTLEDGER_ROOT": f"{root}",
-        "OTEL_OTLEDGER_MACHINE": "m1",
-    }
-    process = subprocess.Popen(command, env=environ, cwd=REPOSITORY, start_new_session=True)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            wait_until_up(client, process)
-        ids = [httpx.get(f"http://127.0.0.1:{port}/orders/{at}", timeout=20).json()["span_id"] for at in range(30)]
+    bind = ("-w", "2", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "--log-level", "error")
+    server = ("gunicorn", "tests.apps.web:app", *bind, *more)
+    environ = {**ONLY_TRACES, "OTEL_TRACES_EXPORTER": "otledger", "HOME": f"{tmp_path}"}
+    with serving(root, before=VIA_ENVIRONMENT, server=server, OTEL_OTLEDGER_ROOT=f"{root}", **environ) as (
+        client,
+        process,
+    ):
+        # A connection each, so that both workers get some.
+        ids = [httpx.get(client.base_url.join(f"/orders/{at}"), timeout=20).json()["span_id"] for at in range(30)]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
     assert set(ids) <= set(spans_of(root))
     sane(root)
 

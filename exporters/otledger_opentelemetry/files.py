@@ -105,43 +105,35 @@ def _is_regular(fd: int) -> bool:
     return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
-class JsonSpanExporter(SpanExporter):
-    """Writes one `TracesData` object a line, to a file that is appended to, or to stdout."""
+class _ToLines:
+    """What both exporters do with their file."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._lines = _Lines(path)
+
+    def shutdown(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Have what was written on the disk. Raises `FileFailed`."""
+        self._lines.sync()
+        return True
+
+
+class JsonSpanExporter(_ToLines, SpanExporter):
+    """Writes one `TracesData` object a line, to a file that is appended to, or to stdout."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Write the spans. Raises `FileFailed`, and what the SDK's encoder raises."""
         self._lines.write(encode_spans, spans)
         return SpanExportResult.SUCCESS
 
-    def shutdown(self) -> None:
-        """Close the file."""
-        self._lines.close()
 
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Have what was written on the disk. Raises `FileFailed`."""
-        self._lines.sync()
-        return True
-
-
-class JsonLogExporter(LogRecordExporter):
+class JsonLogExporter(_ToLines, LogRecordExporter):
     """Writes one `LogsData` object a line, to a file that is appended to, or to stdout."""
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._lines = _Lines(path)
 
     def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
         """Write the log records. Raises `FileFailed`, and what the SDK's encoder raises."""
         self._lines.write(encode_logs, batch)
         return LogRecordExportResult.SUCCESS
-
-    def shutdown(self) -> None:
-        """Close the file."""
-        self._lines.close()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Have what was written on the disk. Raises `FileFailed`."""
-        self._lines.sync()
-        return True
