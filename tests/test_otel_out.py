@@ -53,7 +53,8 @@ from otledger_opentelemetry import (
 )
 from otledger_opentelemetry.chrome import write_chrome_trace
 from otledger_opentelemetry.files import JsonSpanExporter
-from otledger_opentelemetry.replaying import ReplayCursor, ReplayFailed
+from otledger_opentelemetry.places import ReplayCursor
+from otledger_opentelemetry.replaying import ReplayFailed
 from otledger_opentelemetry.selecting import Selection
 from tests.checker import check
 
