@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -159,32 +160,31 @@ def same_bytes(encode: Any, originals: Sequence[Any], replayed: Sequence[Any]) -
             )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def same_through_a_ledger(encode: Any, exporter: Any, read: Any, given: list[Any]) -> None:
+    originals = [item for item in given if encodable(encode, item)]
+    with tempfile.TemporaryDirectory() as folder:
+        ours = exporter(root=folder, machine="m1", durability="os", min_free=0)
+        ours.export(originals)
+        ours.shutdown()
+        replayed = list(read(folder))
+        check(Path(folder) / "m1")
+        assert otledger.verify(folder, processes=1, deep=True).status is otledger.Status.OK
+    same_bytes(encode, originals, replayed)
+
+
+many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@many
 @given(st.lists(spans, max_size=5, unique_by=lambda span: (span.context.trace_id, span.context.span_id)))
 def test_spans(given: list[ReadableSpan]) -> None:
-    originals = [span for span in given if encodable(encode_spans, span)]
-    with tempfile.TemporaryDirectory() as folder:
-        exporter = LedgerSpanExporter(root=folder, machine="m1", durability="os", min_free=0)
-        exporter.export(originals)
-        exporter.shutdown()
-        replayed = list(read_spans(folder, unsampled=True))
-        check(Path(folder) / "m1")
-        assert otledger.verify(folder, processes=1, deep=True).status is otledger.Status.OK
-    same_bytes(encode_spans, originals, replayed)
+    same_through_a_ledger(encode_spans, LedgerSpanExporter, partial(read_spans, unsampled=True), given)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@many
 @given(st.lists(logs, max_size=5))
 def test_logs(given: list[ReadableLogRecord]) -> None:
-    originals = [record for record in given if encodable(encode_logs, record)]
-    with tempfile.TemporaryDirectory() as folder:
-        exporter = LedgerLogExporter(root=folder, machine="m1", durability="os", min_free=0)
-        exporter.export(originals)
-        exporter.shutdown()
-        replayed = list(read_logs(folder))
-        check(Path(folder) / "m1")
-        assert otledger.verify(folder, processes=1, deep=True).status is otledger.Status.OK
-    same_bytes(encode_logs, originals, replayed)
+    same_through_a_ledger(encode_logs, LedgerLogExporter, read_logs, given)
 
 
 def test_spans_that_the_sdk_makes(root: Path) -> None:

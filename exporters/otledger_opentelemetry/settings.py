@@ -53,6 +53,7 @@ class Sink:
         self.writer: Writer = writers.acquire(config)
         self.recorder = Recorder(self.writer, Encoder(config.machine, config.service))
         self.closed = False
+        self._held = [True]
         self._reopening = threading.Lock()
 
     def put(self, part: bytes) -> bool:
@@ -112,10 +113,14 @@ class Sink:
         return not self._in_writer() and self.writer.drain(timeout) == 0
 
     def release(self, timeout: float) -> None:
-        """Write what is queued, and give the writer back. Safe to call twice."""
-        if not self.closed:
-            self.closed = True
-            writers.release(self.writer, timeout)
+        """Write what is queued, and give the writer back. Safe to call twice, from any threads."""
+        try:
+            # One step, for of two threads both would find it open; no lock, for a fork would take it along.
+            self._held.pop()
+        except IndexError:
+            return
+        self.closed = True
+        writers.release(self.writer, timeout)
 
 
 def _accepted(own: Writer, part: bytes) -> bool:
