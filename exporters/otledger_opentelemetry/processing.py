@@ -59,7 +59,7 @@ class LedgerSpanProcessor(SpanProcessor):
     def __init__(self, **settings: Any) -> None:
         self.sink = Sink(resolve(**settings))
         self._start_part = self.sink.recorder.span_start
-        self._end_part = self.sink.recorder.span
+        self._end_part = self.sink.recorder.span_end
 
     @classmethod
     def install(cls, provider: TracerProvider, **settings: Any) -> LedgerSpanProcessor:
