@@ -276,6 +276,26 @@ def test_into_our_own_receiver(filled: Path, receiver: tuple[str, Path]) -> None
     expect_same(second, awkward_spans(), awkward_logs())
 
 
+@pytest.mark.parametrize("size", [512, 5])
+def test_the_second_ledger_replays_to_the_same_bytes(
+    filled: Path, receiver: tuple[str, Path], backend: Backend, size: int
+) -> None:
+    url, second = receiver
+    for number in range(100, 110):
+        # Later ones, by other requests.
+        store(filled, [span(number, flags=number % 2, parent=7), span(number, trace=5)], [log(number, trace=number)])
+    done = otledger("replay", "--root", filled, "--endpoint", url, "--batch", size, "--unsampled")
+    assert done.returncode == 0, done.stderr
+    sent = []
+    for root in (filled, second):
+        done = otledger("replay", "--root", root, "--endpoint", backend.url, "--unsampled")
+        assert done.returncode == 0, done.stderr
+        sent.append(backend.bodies)
+        backend.bodies = {path: [] for path in backend.bodies}
+    assert sent[0] == sent[1]
+    assert all(sum(map(len, bodies)) > 1000 for bodies in sent[0].values())
+
+
 @pytest.mark.parametrize("size", [1000, 7])
 def test_over_http(filled: Path, backend: Backend, size: int) -> None:
     done = otledger("replay", "--root", filled, "--endpoint", f"{backend.url}/", "--batch", size, "--json")

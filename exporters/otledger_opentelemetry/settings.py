@@ -25,13 +25,22 @@ _WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0":
 
 
 def resolve(environ: Mapping[str, str] | None = None, **given: Any) -> Config:
-    """Give the settings: `given`, then `OTEL_OTLEDGER_…`, then `OTLEDGER_…`, then the defaults of `Config`."""
+    """Give the settings: `given`, then `OTEL_OTLEDGER_…`, then `OTLEDGER_…`, then the defaults of `Config`.
+
+    Raises `ConfigurationError`.
+    """
     environ = os.environ if environ is None else environ
     merged = dict(environ)
     for name, value in environ.items():
         if name.startswith(PREFIX) and value:
             merged[ENVIRONMENT_PREFIX + name.removeprefix(PREFIX)] = value
-    return Config.resolve(merged, **given)
+    try:
+        return Config.resolve(merged, **given)
+    except ConfigurationError as error:
+        variable = f"OTEL_{error}".partition("=")[0]
+        if not (variable.startswith(PREFIX) and environ.get(variable)):
+            raise
+        raise ConfigurationError(f"OTEL_{error}") from None
 
 
 def flag(name: str, default: bool, environ: Mapping[str, str] | None = None) -> bool:
