@@ -42,6 +42,17 @@ _NO_CONTEXT = Context({"otledger": "replay"})
 """Not empty: of an empty one `LogRecord` would take the current span instead."""
 
 
+class _Rebuilt(Resource):
+    """A resource of the SDK that computes its hash once: the encoder asks for it at each span."""
+
+    _hash: int | None = None
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = super().__hash__()
+        return self._hash
+
+
 @dataclass(frozen=True, slots=True)
 class Definition:
     """A resource or scope of a partition."""
@@ -188,7 +199,7 @@ def _data(record: Record) -> dict[str, Any]:
 def _definition(data: Mapping[str, Any]) -> Definition:
     attributes, schema_url = _bounded(data.get("attributes"), data.get("dropped", 0)), data.get("schema_url")
     if data.get("kind") == "resource":
-        resource = Resource({}, schema_url)
+        resource = _Rebuilt({}, schema_url)
         resource._attributes = attributes
         return Definition(resource=resource)
     scope = InstrumentationScope(data.get("name"), data.get("version"), schema_url)  # type: ignore[arg-type]
