@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def sent_from_memory(folder: Path, n: int, batch: int) -> Figures:
 
 def replayed(folder: Path, n: int, batch: int) -> Figures:
     """Return spans a second that a replay reads, rebuilds, encodes and sends."""
-    from otledger_opentelemetry import LedgerSpanProcessor, replay
+    from otledger_opentelemetry import LedgerSpanProcessor, read_spans, replay
 
     provider = _provider()
     LedgerSpanProcessor.install(provider, root=folder / "ledger", machine=MACHINE, durability="os", min_free=0)
@@ -140,6 +141,8 @@ def replayed(folder: Path, n: int, batch: int) -> Figures:
     provider.shutdown()
     with _sink() as port:
         exporter = _exporter(port)
+        # As the other contender does: what is measured goes over a connection that is open.
+        exporter.export(list(islice(read_spans(folder / "ledger"), batch)))
         started = time.perf_counter()
         report = replay(folder / "ledger", exporter, batch=batch)
         elapsed = time.perf_counter() - started

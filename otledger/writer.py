@@ -515,7 +515,10 @@ class Writer:
         starts = self._start_parts(spans)
         if starts:
             self._taken += len(starts)
-            batch = Batch([*starts, *batch.parts], batch.resources)
+            with self._lock:
+                # Also those that a start was the first to name, after the batch was taken.
+                resources = {**batch.resources, **self._resources}
+            batch = Batch([*starts, *batch.parts], resources)
             waiters = [(at + len(starts), id, waiter) for at, id, waiter in waiters]
         if time.monotonic() - self._space_checked >= SPACE_INTERVAL:
             self._check_space()

@@ -378,6 +378,25 @@ def test_a_program_that_forgets_to_close(root: Path, script: Script, events: Eve
     assert [event["data"] for event in events()] == list(range(100))
 
 
+def test_what_is_recorded_while_the_program_ends(root: Path, script: Script, events: Events) -> None:
+    program = """
+        import atexit, sys, otledger
+        def late(name):
+            try:
+                ledger.emit(name)
+            except otledger.LedgerClosed:
+                print(name)
+        # Handlers are called in reverse order: this one after otledger's own.
+        atexit.register(late, "before")
+        ledger = otledger.open_sync(sys.argv[1], machine="m1", flush_interval=60.0)
+        atexit.register(late, "after")
+        ledger.emit("a")
+    """
+    out, err = script(program, root).communicate(timeout=30)
+    assert (out, err) == ("before\n", None)
+    assert [event["type"] for event in events()] == ["a", "after"]
+
+
 def test_sigterm_under_an_asyncio_server(root: Path, script: Script, events: Events) -> None:
     program = """
         import asyncio, signal, sys, otledger

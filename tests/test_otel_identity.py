@@ -2,9 +2,11 @@
 
 import logging
 import math
+import re
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +29,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from opentelemetry.trace.span import TraceState
 
 import otledger
+from otledger import speed
 from otledger_opentelemetry import LedgerLogExporter, LedgerSpanExporter, read_logs, read_spans
 from tests.checker import check
 
@@ -159,32 +162,82 @@ def same_bytes(encode: Any, originals: Sequence[Any], replayed: Sequence[Any]) -
             )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def same_through_a_ledger(encode: Any, exporter: Any, read: Any, given: list[Any]) -> None:
+    originals = [item for item in given if encodable(encode, item)]
+    with tempfile.TemporaryDirectory() as folder:
+        ours = exporter(root=folder, machine="m1", durability="os", min_free=0)
+        ours.export(originals)
+        ours.shutdown()
+        replayed = list(read(folder))
+        check(Path(folder) / "m1")
+        assert otledger.verify(folder, processes=1, deep=True).status is otledger.Status.OK
+    same_bytes(encode, originals, replayed)
+
+
+many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@many
 @given(st.lists(spans, max_size=5, unique_by=lambda span: (span.context.trace_id, span.context.span_id)))
 def test_spans(given: list[ReadableSpan]) -> None:
-    originals = [span for span in given if encodable(encode_spans, span)]
-    with tempfile.TemporaryDirectory() as folder:
-        exporter = LedgerSpanExporter(root=folder, machine="m1", durability="os", min_free=0)
-        exporter.export(originals)
-        exporter.shutdown()
-        replayed = list(read_spans(folder, unsampled=True))
-        check(Path(folder) / "m1")
-        assert otledger.verify(folder, processes=1, deep=True).status is otledger.Status.OK
-    same_bytes(encode_spans, originals, replayed)
+    same_through_a_ledger(encode_spans, LedgerSpanExporter, partial(read_spans, unsampled=True), given)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@many
 @given(st.lists(logs, max_size=5))
 def test_logs(given: list[ReadableLogRecord]) -> None:
-    originals = [record for record in given if encodable(encode_logs, record)]
-    with tempfile.TemporaryDirectory() as folder:
-        exporter = LedgerLogExporter(root=folder, machine="m1", durability="os", min_free=0)
-        exporter.export(originals)
-        exporter.shutdown()
-        replayed = list(read_logs(folder))
-        check(Path(folder) / "m1")
-        assert otledger.verify(folder, processes=1, deep=True).status is otledger.Status.OK
-    same_bytes(encode_logs, originals, replayed)
+    same_through_a_ledger(encode_logs, LedgerLogExporter, read_logs, given)
+
+
+usual = st.builds(
+    ReadableSpan,
+    name=names,
+    context=st.builds(
+        SpanContext,
+        st.integers(1, 2**128 - 1),
+        st.integers(1, 2**64 - 1),
+        st.just(False),
+        st.integers(0, 255).map(TraceFlags),
+        st.sampled_from([None, TraceState()]),
+    ),
+    parent=st.none() | contexts,
+    resource=st.just(Resource({"service.name": "shop"})),
+    attributes=st.builds(
+        bounded, st.dictionaries(names, names | st.integers(0, 9), max_size=4) | attributes, st.just(0)
+    ),
+    events=st.just(limited([], 0)),
+    links=st.just(limited([], 0)),
+    kind=st.sampled_from(list(SpanKind)),
+    status=st.just(Status(StatusCode.UNSET)),
+    start_time=times | st.sampled_from([-5, 999_999, 1_000_000, None]),
+    end_time=times | st.sampled_from([-5, 999_999, 1_000_000, 253_402_300_800_000_000_000]),
+    instrumentation_scope=st.none() | st.just(InstrumentationScope("scope", "1.0")),
+)
+
+
+@pytest.mark.skipif(speed.span is None, reason="the compiled part is not here")
+def test_the_compiled_part_gives_the_same_lines(tmp_path: Path) -> None:
+    exporter = LedgerSpanExporter(root=tmp_path, machine="m1", durability="os", min_free=0)
+    recorder = exporter._sink.recorder
+    compiled = 0
+
+    @settings(many, max_examples=400)
+    @given(usual, st.none() | texts)
+    def compare(span: ReadableSpan, turn: str | None) -> None:
+        nonlocal compiled
+        if turn is not None and isinstance(span._attributes, BoundedAttributes):
+            span._attributes._otledger_turn = turn  # type: ignore[attr-defined]
+        part = recorder._usual_end(span)
+        if part is None:
+            return
+        compiled += 1
+        # The id, which holds a random number, stands first.
+        mine, other = (re.sub(rb'"id":"[^"]*"', b"", each, count=1) for each in (part, recorder.span(span)))
+        assert mine == other
+
+    compare()
+    exporter.shutdown()
+    assert compiled > 50
 
 
 def test_spans_that_the_sdk_makes(root: Path) -> None:

@@ -35,24 +35,34 @@ def free_port() -> int:
         return port
 
 
+UVICORN = ("uvicorn", "tests.apps.web:app", "--port={port}", "--log-level=warning")
+
+
 @contextlib.contextmanager
-def serving(root: Path, *, before: tuple[str, ...] = (), **environ: str) -> Iterator[tuple[httpx.Client, Any]]:
-    """A real server of tests/apps/web.py under uvicorn, and a client."""
+def serving(
+    root: Path, *, before: tuple[str, ...] = (), server: tuple[str, ...] = UVICORN, **environ: str
+) -> Iterator[tuple[httpx.Client, Any]]:
+    """A real server of tests/apps/web.py, and a client."""
     port = free_port()
     # Without its own handlers uvicorn leaves SIGTERM to whoever handles it.
-    command = [*before, sys.executable, "-m", "uvicorn", "tests.apps.web:app", f"--port={port}", "--log-level=warning"]
-    if before:
-        command = [*before, "uvicorn", "tests.apps.web:app", f"--port={port}", "--log-level=warning"]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
+    python = () if before else (sys.executable, "-m")
+    command = [word.format(port=port) for word in (*before, *python, *server)]
     bin = str(Path(sys.executable).parent)
     path = {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": f"{REPOSITORY}"}
-    process = subprocess.Popen(command, env={**clean, **path, "OTEL_OTLEDGER_MACHINE": "m1", **environ}, cwd=REPOSITORY)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **path, "OTEL_OTLEDGER_MACHINE": "m1", **environ},
+        cwd=REPOSITORY,
+        start_new_session=True,
+    )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
             wait_until_up(client, process)
             yield client, process
     finally:
-        process.kill()
+        # With its workers.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -152,15 +162,20 @@ def unfinished(root: Path) -> Any:
     return replay.unfinished()
 
 
-def program(source: str, root: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
+def run(root: Path, *command: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A program that is told by variables where the ledger is."""
     return subprocess.run(
-        [sys.executable, "-c", source],
-        env={**clean, "OTEL_OTLEDGER_ROOT": str(root), "OTEL_OTLEDGER_MACHINE": "m1", **environ},
+        [str(word) for word in command],
+        env={**os.environ, "OTEL_OTLEDGER_ROOT": str(root), "OTEL_OTLEDGER_MACHINE": "m1", **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=90,
     )
+
+
+def program(source: str, root: Path, *arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The same of Python's, by its source."""
+    return run(root, sys.executable, "-c", source, *arguments, **environ)
 
 
 PROVIDER = """if True:
@@ -215,9 +230,7 @@ def test_children_of_multiprocessing_lose_nothing(root: Path, tmp_path: Path, me
         "    [child.join() for child in children]\n"
         "    assert not any(child.exitcode for child in children)\n"
     )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
-    environ = {**clean, "OTEL_OTLEDGER_ROOT": str(root), "OTEL_OTLEDGER_MACHINE": "m1"}
-    done = subprocess.run([sys.executable, script], env=environ, capture_output=True, text=True, timeout=90)
+    done = run(root, sys.executable, script)
     assert (done.returncode, done.stderr) == (0, "")
     names = [record.data["name"] for record in spans_of(root).values()]
     assert (names.count("parent"), names.count("child")) == (100, 300)
@@ -275,16 +288,9 @@ def test_logs_by_environment(root: Path) -> None:
         logging.getLogger("shop").warning("sold %d", 3)
     """
     environ = {"OTEL_TRACES_EXPORTER": "otledger", "OTEL_LOGS_EXPORTER": "otledger", "OTEL_METRICS_EXPORTER": "none"}
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
-    more = {"OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED": "true", "OTEL_OTLEDGER_MACHINE": "m1"}
-    instrument = str(Path(sys.executable).with_name("opentelemetry-instrument"))
-    done = subprocess.run(
-        [instrument, sys.executable, "-c", source],
-        env={**clean, **environ, **more, "OTEL_OTLEDGER_ROOT": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    more = {"OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED": "true"}
+    instrument = Path(sys.executable).with_name("opentelemetry-instrument")
+    done = run(root, instrument, sys.executable, "-c", source, **environ, **more)
     assert done.returncode == 0, done.stderr
     assert "sold 3" in [log.log_record.body for log in read_logs(root)]
     sane(root)
@@ -327,14 +333,7 @@ HANDED_ON = """if True:
 def test_the_providers_sampler_decides_and_its_other_processors_get_spans_of_the_ledger(
     root: Path, ratio: str, forward: str, expected: str
 ) -> None:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", HANDED_ON, ratio, str(root), forward],
-        env={**clean, "OTEL_OTLEDGER_ROOT": str(root), "OTEL_OTLEDGER_MACHINE": "m1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = program(HANDED_ON, root, ratio, root, forward)
     assert (done.stdout.strip(), done.stderr) == (expected, "")
     stored = spans_of(root)
     names = [record.data["name"] for record in stored.values()]
@@ -413,9 +412,7 @@ SAMPLED = """if True:
 
 
 def test_what_a_sampler_adds_is_recorded(root: Path) -> None:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))}
-    command = [sys.executable, "-c", SAMPLED, str(root)]
-    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60)
+    done = program(SAMPLED, root, root)
     assert done.returncode == 0, done.stderr
     stored = {record.data["name"]: record for record in spans_of(root).values()}
     assert stored["whole"].data["attributes"] == {"a": 1, "sampler": "own"}

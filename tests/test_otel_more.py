@@ -1,13 +1,13 @@
 """The OpenTelemetry SDK into the ledger at its edges: exits, forks, full queues, odd providers, servers that fork."""
 
 import errno
+import gc
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import LogRecordExportResult, SimpleLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
@@ -29,8 +29,9 @@ import otledger
 from otledger.errors import ConfigurationError
 from otledger.writer import Writer
 from otledger_opentelemetry import LedgerLogExporter, LedgerSpanExporter, LedgerSpanProcessor, read_spans
+from otledger_opentelemetry.instrumentor import OtledgerInstrumentor
 from tests.conftest import Hang
-from tests.test_otel_in import PROVIDER, VIA_ENVIRONMENT, free_port, program, sane, serving, spans_of, wait_until_up
+from tests.test_otel_in import PROVIDER, VIA_ENVIRONMENT, program, sane, serving, spans_of
 
 REPOSITORY = Path(__file__).parents[1]
 ONLY_TRACES = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
@@ -159,30 +160,17 @@ def test_forks_while_threads_record(root: Path) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--preload",)], ids=["workers", "preload"])
 def test_gunicorn_with_two_workers(root: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    port = free_port()
-    bind = ("-w", "2", "-k", "uvicorn_worker.UvicornWorker", "-b", f"127.0.0.1:{port}", "--log-level", "error")
-    command = [*VIA_ENVIRONMENT, "gunicorn", "tests.apps.web:app", *bind, *more]
-    environ = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OTLEDGER_"))},
-        **ONLY_TRACES,
-        "HOME": f"{tmp_path}",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": f"{REPOSITORY}",
-        "OTEL_TRACES_EXPORTER": "otledger",
-        "OTEL_OTLEDGER_ROOT": f"{root}",
-        "OTEL_OTLEDGER_MACHINE": "m1",
-    }
-    process = subprocess.Popen(command, env=environ, cwd=REPOSITORY, start_new_session=True)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            wait_until_up(client, process)
-        ids = [httpx.get(f"http://127.0.0.1:{port}/orders/{at}", timeout=20).json()["span_id"] for at in range(30)]
+    bind = ("-w", "2", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "--log-level", "error")
+    server = ("gunicorn", "tests.apps.web:app", *bind, *more)
+    environ = {**ONLY_TRACES, "OTEL_TRACES_EXPORTER": "otledger", "HOME": f"{tmp_path}"}
+    with serving(root, before=VIA_ENVIRONMENT, server=server, OTEL_OTLEDGER_ROOT=f"{root}", **environ) as (
+        client,
+        process,
+    ):
+        # A connection each, so that both workers get some.
+        ids = [httpx.get(client.base_url.join(f"/orders/{at}"), timeout=20).json()["span_id"] for at in range(30)]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
     assert set(ids) <= set(spans_of(root))
     sane(root)
 
@@ -269,6 +257,71 @@ def test_what_an_exporter_cannot_encode_is_counted(root: Path) -> None:
     sane(root)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_a_line_has_no_place_for_is_cut_and_counted(root: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(120):
+        deep = [deep]
+    provider = TracerProvider(resource=Resource({"service.name": "shop", "deep": deep}))
+    processor = LedgerSpanProcessor.install(provider, **settings(root))
+    tracer = provider.get_tracer("t")
+    large = tracer.start_span(
+        "n" * 2000, attributes={"large": "x" * (17 << 20), "small": 1}, kind=trace.SpanKind.SERVER
+    )
+    large.add_event("e", {"kept": True})
+    large.set_status(trace.StatusCode.ERROR, "y" * 2000)
+    large.end()
+    tracer.start_span("deep", attributes={"deep": deep, "small": 1}).end()
+    exporter = LedgerLogExporter(**settings(root))
+    logs = LoggerProvider(resource=Resource({}))
+    logs.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    given = {"deep": deep, "small": 1}
+    logs.get_logger("l").emit(LogRecord(timestamp=5, body="x" * (17 << 20), event_name="e", attributes=given))
+    # The resource, the two spans and the log record.
+    assert processor.sink.writer.health().errors == 4
+    provider.shutdown()
+    logs.shutdown()
+    stored = {record.data["name"]: record.data for record in spans_of(root).values()}
+    cut, nested = stored["n" * 1000], stored["deep"]
+    assert cut["attributes"] == {"large": {"$cut": (17 << 20) + 2}, "small": 1}
+    assert (cut["kind"], cut["events"][0]["name"], cut["events"][0]["attributes"]) == ("SERVER", "e", {"kept": True})
+    assert cut["status"] == {"code": "ERROR", "description": "y" * 1000}
+    assert (list(nested["attributes"]["deep"]), nested["attributes"]["small"]) == (["$cut"], 1)
+    (log,) = [record.data for record in otledger.Reader(root).records() if record.type == "otel.log"]
+    assert (log["timestamp"], log["body"], log["event_name"]) == (5, {"$cut": (17 << 20) + 2}, "e")
+    assert (list(log["attributes"]["deep"]), log["attributes"]["small"]) == (["$cut"], 1)
+    assert {span.resource.attributes["service.name"] for span in read_spans(root)} == {"shop"}
+    sane(root)
+
+
+def test_a_span_that_never_ends_is_kept_by_nobody(root: Path) -> None:
+    provider = TracerProvider()
+    LedgerSpanProcessor.install(provider, **settings(root))
+    span = provider.get_tracer("t").start_span("endless")
+    provider.force_flush()
+    left = weakref.ref(span)
+    del span
+    # The writer holds the spans of its last batch.
+    work(provider)
+    provider.force_flush()
+    gc.collect()
+    assert left() is None
+    assert [span.name for span in read_spans(root, unfinished=True)] == ["a", "endless"]
+    provider.shutdown()
+
+
+def test_two_ledgers_of_one_provider_have_no_start_of_what_ended_at_once(root: Path) -> None:
+    provider = TracerProvider()
+    roots = [root / "one", root / "other"]
+    for each in roots:
+        provider.add_span_processor(LedgerSpanProcessor(**settings(each, flush_interval=5.0)))
+    work(provider)
+    provider.shutdown()
+    for each in roots:
+        types = [record.type for record in otledger.Reader(each).records()]
+        assert (types.count("otel.span.start"), types.count("otel.span.end")) == (0, 1)
+
+
 class Bridge(logging.Handler):
     """What a logging bridge comes to: each message of a logger becomes a log record of the SDK."""
 
@@ -341,6 +394,48 @@ def test_an_exporter_that_a_program_gives_to_a_provider_of_its_own(root: Path) -
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(names_of(root)) == ["global", "own"]
     sane(root)
+
+
+def test_processors_that_are_called_in_threads(root: Path) -> None:
+    provider = TracerProvider(active_span_processor=ConcurrentMultiSpanProcessor(2))
+    exporter = LedgerSpanExporter(**settings(root))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    LedgerSpanProcessor.install(provider, **settings(root))
+    turn = otledger.ipc_hash({"a": 1})
+    with otledger.open_sync(**settings(root)) as ledger, ledger.turn(turn):
+        work(provider, 20)
+    provider.shutdown()
+    assert [record.ipc_hash for record in spans_of(root).values()] == [turn] * 20
+    sane(root)
+
+
+@pytest.mark.parametrize(
+    ("exporter", "spans"),
+    [("none", 0), ("", 1), ("console", 1), ("otledger", 1)],
+    ids=["none", "unset", "other", "ours"],
+)
+def test_a_root_asks_for_spans_unless_there_shall_be_none(root: Path, exporter: str, spans: int) -> None:
+    source = """if True:
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import TracerProvider
+        from otledger_opentelemetry.instrumentor import OtledgerInstrumentor
+        trace.set_tracer_provider(TracerProvider())
+        OtledgerInstrumentor().instrument(skip_dep_check=True)
+        with trace.get_tracer("t").start_as_current_span("a"):
+            pass
+    """
+    done = program(source, root, OTEL_TRACES_EXPORTER=exporter)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (len(spans_of(root)) if root.exists() else 0) == spans
+
+
+def test_an_unknown_setting_of_the_instrumentor_is_warned_of(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider())
+    OtledgerInstrumentor().instrument(rot=str(root), skip_dep_check=True)
+    assert "no setting rot, which is passed over; there are: root, " in caplog.text
+    assert not root.exists()
 
 
 def test_a_wrong_setting_installs_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,10 @@ from otledger_opentelemetry import (
     read_spans,
     replay,
 )
-from otledger_opentelemetry.files import JsonSpanExporter, write_chrome_trace
-from otledger_opentelemetry.replaying import ReplayCursor, ReplayFailed
+from otledger_opentelemetry.chrome import write_chrome_trace
+from otledger_opentelemetry.files import JsonSpanExporter
+from otledger_opentelemetry.places import ReplayCursor
+from otledger_opentelemetry.replaying import ReplayFailed
 from otledger_opentelemetry.selecting import Selection
 from tests.checker import check
 
@@ -274,6 +276,26 @@ def test_into_our_own_receiver(filled: Path, receiver: tuple[str, Path]) -> None
     expect_same(second, awkward_spans(), awkward_logs())
 
 
+@pytest.mark.parametrize("size", [512, 5])
+def test_the_second_ledger_replays_to_the_same_bytes(
+    filled: Path, receiver: tuple[str, Path], backend: Backend, size: int
+) -> None:
+    url, second = receiver
+    for number in range(100, 110):
+        # Later ones, by other requests.
+        store(filled, [span(number, flags=number % 2, parent=7), span(number, trace=5)], [log(number, trace=number)])
+    done = otledger("replay", "--root", filled, "--endpoint", url, "--batch", size, "--unsampled")
+    assert done.returncode == 0, done.stderr
+    sent = []
+    for root in (filled, second):
+        done = otledger("replay", "--root", root, "--endpoint", backend.url, "--unsampled")
+        assert done.returncode == 0, done.stderr
+        sent.append(backend.bodies)
+        backend.bodies = {path: [] for path in backend.bodies}
+    assert sent[0] == sent[1]
+    assert all(sum(map(len, bodies)) > 1000 for bodies in sent[0].values())
+
+
 @pytest.mark.parametrize("size", [1000, 7])
 def test_over_http(filled: Path, backend: Backend, size: int) -> None:
     done = otledger("replay", "--root", filled, "--endpoint", f"{backend.url}/", "--batch", size, "--json")
@@ -301,22 +323,28 @@ class Spans(trace_service_pb2_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
         self.refuse = -1
+        self.answer = ExportTraceServiceResponse()
+        self.busy = 0
 
     def Export(self, request: Any, context: Any) -> Any:
         names = [s.name for r in request.resource_spans for g in r.scope_spans for s in g.spans]
         if f"span {self.refuse}" in names:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not this one")
+        if self.busy:
+            self.busy -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "later")
         self.requests.append(request)
-        return ExportTraceServiceResponse()
+        return self.answer
 
 
 class Logs(logs_service_pb2_grpc.LogsServiceServicer):
     def __init__(self) -> None:
         self.requests: list[ExportLogsServiceRequest] = []
+        self.answer = ExportLogsServiceResponse()
 
     def Export(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
-        return ExportLogsServiceResponse()
+        return self.answer
 
 
 Serving = tuple[str, Spans, Logs]
@@ -352,6 +380,20 @@ def test_grpc_leaves_out_what_cannot_be_encoded_or_is_refused(root: Path, grpc_b
     assert {key: json.loads(done.stdout)[key] for key in ("spans", "refused")} == {"spans": 5, "refused": 2}
     assert "cannot be encoded and is left out" in done.stderr
     assert "not this one" in done.stderr
+
+
+def test_what_a_grpc_backend_takes_in_part_is_counted(root: Path, grpc_backend: Serving) -> None:
+    url, spans, logs = grpc_backend
+    store(root, [span(number) for number in range(1, 11)], [log(1), log(2)])
+    spans.answer.partial_success.rejected_spans, spans.answer.partial_success.error_message = 3, "too old"
+    logs.answer.partial_success.rejected_log_records = 1
+    # After this the SDK's exporter makes a new stub.
+    spans.busy = 1
+    done = otledger("replay", "--root", root, "--endpoint", url, "--protocol", "grpc", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["spans"], report["logs"], report["refused"]) == (1, 7, 1, 4)
+    told = "the endpoint refused 3 spans: too old", "the endpoint refused 1 log record: it does not say why"
+    assert done.stderr == "".join(f"otledger: {line}\n" for line in told)
 
 
 # What is picked ------------------------------------------------------------------------------------------------
@@ -882,6 +924,13 @@ def test_packages_that_are_missing(filled: Path, arguments: tuple[str, ...]) -> 
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert "pip install '" in done.stderr
+
+
+def test_a_chrome_trace_needs_no_more_packages(filled: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT, "export", "chrome-trace", "trace.json", "--root", str(filled)]
+    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
 # Damage --------------------------------------------------------------------------------------------------------

@@ -14,12 +14,15 @@ import sys
 import threading
 import time
 import zlib
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
+from google.protobuf import json_format
+from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -58,6 +61,7 @@ DATA = Path(__file__).parent / "data" / "otlp"
 PROTOBUF = {"content-type": "application/x-protobuf"}
 AS_JSON = {"content-type": "application/json"}
 START = 1_700_000_000_000_000_000
+DATAS: tuple[type[Message], ...] = (TracesData, LogsData, MetricsData)
 
 
 def stored(partition: Path, type: str = "") -> list[Json]:
@@ -387,6 +391,40 @@ def test_json_and_protobuf_say_the_same(some: list[Span]) -> None:
     data = TracesData()
     data.resource_spans.add().scope_spans.add().spans.extend(some)
     assert otlp_json.loads(otlp_json.dumps(data), TracesData) == data
+
+
+IDS = frozenset({"traceId", "spanId", "parentSpanId"})
+
+
+def with_ids(value: Any, change: Callable[[str], str]) -> Any:
+    """OTLP/JSON with the ids written in another way."""
+    if isinstance(value, list):
+        return [with_ids(item, change) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: change(item) if key in IDS else with_ids(item, change) for key, item in value.items()}
+
+
+def by_protobuf(message: Message) -> Json:
+    """OTLP/JSON as protobuf's own library writes JSON, but for the ids: OTLP has them in hex (its specification)."""
+    written = json_format.MessageToDict(message, use_integers_for_enums=True)
+    return cast(Json, with_ids(written, lambda text: b64decode(text).hex()))
+
+
+def by_us(message: Message, kind: type[Message]) -> Message:
+    """A message that protobuf's own library reads from the JSON that we write."""
+    written = with_ids(json.loads(otlp_json.dumps(message)), lambda text: b64encode(bytes.fromhex(text)).decode())
+    return json_format.ParseDict(written, kind())
+
+
+@given(st.lists(spans, max_size=2), st.lists(logs, max_size=2))
+def test_json_agrees_with_the_mapping_of_protobuf(some: list[Span], others: list[LogRecord]) -> None:
+    traces, records = TracesData(), LogsData()
+    traces.resource_spans.add().scope_spans.add().spans.extend(some)
+    records.resource_logs.add().scope_logs.add().log_records.extend(others)
+    for message, kind in ((traces, TracesData), (records, LogsData), *zip(collected().values(), DATAS, strict=True)):
+        assert otlp_json.loads(json.dumps(by_protobuf(message)).encode(), kind) == message
+        assert by_us(message, kind) == message
 
 
 def test_json_as_others_write_it() -> None:
@@ -721,6 +759,20 @@ async def test_an_answer_of_200_has_the_form_of_the_request(client: httpx.AsyncC
         assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"{}", "application/json")
     one, other = [record["data"] for record in stored(root / "m1", "span")]
     assert one == other
+
+
+async def test_json_by_the_mapping_of_protobuf(client: httpx.AsyncClient, root: Path) -> None:
+    for kind, message in collected().items():
+        for headers, content in (
+            (PROTOBUF, message.SerializeToString()),
+            ({**AS_JSON, "content-encoding": "gzip"}, gzip.compress(json.dumps(by_protobuf(message)).encode())),
+        ):
+            answer = await client.post(f"/v1/{kind}", content=content, headers=headers)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, headers["content-type"])
+    for kind, count in (("span", 1), ("log", 2), ("metrics", 1)):
+        found = [[record.get(name) for name in ("traceparent", "time", "data")] for record in stored(root / "m1", kind)]
+        assert len(found) == 2 * count
+        assert found[:count] == found[count:]
 
 
 async def test_compressed_requests(client: httpx.AsyncClient, root: Path) -> None:

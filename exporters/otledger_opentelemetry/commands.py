@@ -21,7 +21,9 @@ from otledger.filter import Filter
 from otledger.reader import Reader
 
 from . import replaying
+from .chrome import write_chrome_trace
 from .needs import needed
+from .refusals import Refusals
 from .selecting import Selection
 
 STDOUT = "-"
@@ -33,7 +35,6 @@ _OTLP = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc",
 }
 _PROTOCOLS = {"http": "http", "http/protobuf": "http", "grpc": "grpc"}
-_CREDENTIALS = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_"
 
 
 class _NoSpans(SpanExporter):
@@ -56,40 +57,6 @@ class _NoLogs(LogRecordExporter):
         return True
 
 
-class _Partial:
-    """What endpoints refused of requests that they took otherwise: the SDK's exporters do not look."""
-
-    def __init__(self) -> None:
-        self.spans = 0
-        self.logs = 0
-
-    def session(self) -> Any:
-        """Give a session for the exporters over HTTP whose answers are looked at; None: they have one of their own."""
-        if any(name.startswith(_CREDENTIALS) and name.endswith("CREDENTIAL_PROVIDER") for name in os.environ):
-            return None
-        session = needed("requests").Session()
-        session.hooks["response"].append(self._look)
-        return session
-
-    def _look(self, response: Any, *_: object, **__: object) -> None:
-        if response.status_code != 200 or not response.content:
-            return
-        logs = response.request.url.endswith("/v1/logs")
-        try:
-            said = _answer(response, logs=logs).partial_success
-        except Exception:
-            # Nonsense from a backend that says that it took everything.
-            return
-        refused = said.rejected_log_records if logs else said.rejected_spans
-        if logs:
-            self.logs += refused
-        else:
-            self.spans += refused
-        if refused:
-            what = counted(refused, "log record") if logs else counted(refused, "span")
-            note(f"the endpoint refused {what}: {said.error_message or 'it does not say why'}")
-
-
 class Replaying:
     """One run of a command: what it picks, and where that goes."""
 
@@ -98,7 +65,7 @@ class Replaying:
         self._selection = Selection(filter, **selected)
         self._spans: SpanExporter | None = None
         self._logs: LogRecordExporter | None = None
-        self._partial = _Partial()
+        self._refused = Refusals(note)
         self._dry = False
         self._one_by_one = False
 
@@ -161,9 +128,9 @@ class Replaying:
         return self._say(report, failed, json=json)
 
     def _say(self, report: replaying.ReplayReport, failed: replaying.ReplayFailed | None, *, json: bool) -> int:
-        report.spans -= self._partial.spans
-        report.logs -= self._partial.logs
-        report.refused += self._partial.spans + self._partial.logs
+        report.spans -= self._refused.spans
+        report.logs -= self._refused.logs
+        report.refused += self._refused.spans + self._refused.logs
         self._say_skipped()
         why = None
         if failed is not None:
@@ -204,14 +171,12 @@ class Replaying:
         to_stdout = destination == STDOUT
         if to_stdout and json:
             raise Failed("--json and - both write to stdout; give a file for the trace")
-        files = needed("otledger_opentelemetry.files")
         self._selection.logs = False
         # Found before the file is made: a ledger that is not there must leave none.
         self._reader.machines()
         items = self._selection.items(self._reader, machines)
-        count = files.write_chrome_trace(
-            None if to_stdout else Path(destination), (item.signal for item in items), self._skip
-        )
+        spans = (item.signal for item in items if isinstance(item.signal, ReadableSpan))
+        count = write_chrome_trace(None if to_stdout else Path(destination), spans, self._skip)
         self._say_skipped()
         if json:
             problems = [str(problem) for problem in self._selection.skipped]
@@ -234,17 +199,18 @@ class Replaying:
             given: dict[str, Any] = {}
             if endpoint is not None:
                 given = {"endpoint": endpoint, "insecure": not endpoint.startswith("https://")}
-            return traces.OTLPSpanExporter(**given), logs.OTLPLogExporter(**given)
-        session = self._partial.session()
-        if endpoint is None:
-            return traces.OTLPSpanExporter(session=session), logs.OTLPLogExporter(session=session)
-        if not endpoint.startswith(("http://", "https://")):
-            raise Failed(f"--endpoint {endpoint!r} is no URL; give one such as http://127.0.0.1:4318")
-        base = endpoint.rstrip("/").removesuffix("/v1/traces").removesuffix("/v1/logs")
-        return (
-            traces.OTLPSpanExporter(endpoint=f"{base}/v1/traces", session=session),
-            logs.OTLPLogExporter(endpoint=f"{base}/v1/logs", session=session),
-        )
+            spans, records = traces.OTLPSpanExporter(**given), logs.OTLPLogExporter(**given)
+            self._refused.listen_to(spans, logs=False)
+            self._refused.listen_to(records, logs=True)
+            return spans, records
+        to_traces: dict[str, Any] = {"session": self._refused.session(logs=False)}
+        to_logs: dict[str, Any] = {"session": self._refused.session(logs=True)}
+        if endpoint is not None:
+            if not endpoint.startswith(("http://", "https://")):
+                raise Failed(f"--endpoint {endpoint!r} is no URL; give one such as http://127.0.0.1:4318")
+            base = endpoint.rstrip("/").removesuffix("/v1/traces").removesuffix("/v1/logs")
+            to_traces["endpoint"], to_logs["endpoint"] = f"{base}/v1/traces", f"{base}/v1/logs"
+        return traces.OTLPSpanExporter(**to_traces), logs.OTLPLogExporter(**to_logs)
 
 
 def _check_choice(to: str, logs_to: str | None, endpoint: str | None, *, json: bool) -> None:
@@ -268,20 +234,6 @@ def _protocol(given: str | None) -> str:
     if value not in _PROTOCOLS:
         raise Failed(f"{name} {value!r} is unknown; there are: {', '.join(_PROTOCOLS)}")
     return _PROTOCOLS[value]
-
-
-def _answer(response: Any, *, logs: bool) -> Any:
-    if logs:
-        from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse as Answer
-    else:
-        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (  # type: ignore[assignment]
-            ExportTraceServiceResponse as Answer,
-        )
-    if "json" in response.headers.get("content-type", ""):
-        from google.protobuf.json_format import Parse
-
-        return Parse(response.content, Answer(), ignore_unknown_fields=True)
-    return Answer.FromString(response.content)
 
 
 def _file_exporter(name: str, path: str) -> Any:

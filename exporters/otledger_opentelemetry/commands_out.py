@@ -3,13 +3,18 @@
 Nothing but typer is imported before a command runs.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from otledger.cli import options as opt
 from otledger.cli.app import RootOption, root_of
+
+if TYPE_CHECKING:
+    from otledger_opentelemetry.commands import Replaying
 
 REPLAY_EXAMPLES = (
     "otledger replay --endpoint http://127.0.0.1:4318          all spans and logs, to a collector",
@@ -21,6 +26,7 @@ REPLAY_EXAMPLES = (
 )
 CHROME_EXAMPLES = ("otledger export chrome-trace trace.json --since 10m      open it in https://ui.perfetto.dev",)
 
+Turn = Annotated[str | None, typer.Option("--turn", metavar="HASH", help="Only this turn (ipc_hash).")]
 Service = Annotated[str | None, typer.Option(metavar="NAME", help="Only what this service (service.name) did.")]
 Errors = Annotated[bool, typer.Option("--errors", help="Only spans with an error status, and logs from ERROR on.")]
 Unfinished = Annotated[
@@ -46,7 +52,7 @@ def replay(
     ] = None,
     no_logs: Annotated[bool, typer.Option("--no-logs", help="Only spans: Jaeger and Tempo take no logs.")] = False,
     trace: opt.Trace = None,
-    turn: Annotated[str | None, typer.Option("--turn", metavar="HASH", help="Only this turn (ipc_hash).")] = None,
+    turn: Turn = None,
     since: opt.Since = None,
     until: opt.Until = None,
     service: Service = None,
@@ -68,21 +74,10 @@ def replay(
     """Send spans and logs to an OpenTelemetry backend, as the program would have sent them. Each span is sent once;
     what the backend refuses is tried again, then reported; then the exit code is 1, and 3 where the ledger is
     damaged. One cursor is for one choice of records."""
-    from otledger_opentelemetry.commands import Replaying
-
-    filter = opt.make_filter(
-        type=None, source=None, subject=None, ipc_hash=turn, trace=trace, since=since, until=until, text=None,
-        control=True,
+    run = _picking(
+        ctx, root, trace, turn, since, until,
+        service=service, errors=errors, unfinished=unfinished, unsampled=unsampled, logs=not no_logs,
     )  # fmt: skip
-    run = Replaying(
-        root_of(ctx, root),
-        filter,
-        service=service,
-        errors=errors,
-        unfinished=unfinished,
-        unsampled=unsampled,
-        logs=not no_logs,
-    )
     run.choose(to, logs_to, endpoint=endpoint, protocol=protocol, dry_run=dry_run, json=json)
     raise typer.Exit(run.run(opt.once(machine), speed=speed, cursor=cursor, batch=batch, json=json))
 
@@ -91,7 +86,7 @@ def chrome_trace(
     ctx: typer.Context,
     destination: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; - is stdout.")],
     trace: opt.Trace = None,
-    turn: Annotated[str | None, typer.Option("--turn", metavar="HASH", help="Only this turn (ipc_hash).")] = None,
+    turn: Turn = None,
     since: opt.Since = None,
     until: opt.Until = None,
     service: Service = None,
@@ -103,11 +98,27 @@ def chrome_trace(
 ) -> None:
     """Write spans as a file that Perfetto and chrome://tracing open: a process for each service, a thread for each
     trace, more where its spans overlap. Where the ledger is damaged the exit code is 3."""
+    run = _picking(
+        ctx, root, trace, turn, since, until,
+        service=service, errors=errors, unfinished=unfinished, unsampled=True,
+    )  # fmt: skip
+    raise typer.Exit(run.chrome(destination, opt.once(machine), json=json))
+
+
+def _picking(
+    ctx: typer.Context,
+    root: str | None,
+    trace: str | None,
+    turn: str | None,
+    since: str | None,
+    until: str | None,
+    **selected: Any,
+) -> Replaying:
+    """Give the run of a command, by the options that both have."""
     from otledger_opentelemetry.commands import Replaying
 
     filter = opt.make_filter(
         type=None, source=None, subject=None, ipc_hash=turn, trace=trace, since=since, until=until, text=None,
         control=True,
     )  # fmt: skip
-    run = Replaying(root_of(ctx, root), filter, service=service, errors=errors, unfinished=unfinished, unsampled=True)
-    raise typer.Exit(run.chrome(destination, opt.once(machine), json=json))
+    return Replaying(root_of(ctx, root), filter, **selected)

@@ -49,7 +49,7 @@ class LedgerSpanExporter(SpanExporter):
         stored = True
         for span in others:
             try:
-                stored &= self._sink.put(self._sink.recorder.span_end(span, None))
+                stored &= self._sink.put(self._sink.recorder.span_end(span))
             except Exception as error:  # One span's oddity must not cost its batch.
                 stored = False
                 self._sink.lose("span could not be encoded", error)

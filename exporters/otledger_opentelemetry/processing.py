@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import suppress
-from functools import partial
+from types import MethodType
 from typing import Any
 
 from opentelemetry.context.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import (
+    ConcurrentMultiSpanProcessor,
+    ReadableSpan,
+    Span,
+    SpanProcessor,
+    TracerProvider,
+)
 
 from otledger import context as ctx
 from otledger.errors import LedgerClosed
@@ -19,13 +24,26 @@ from otledger.provider import RECORDED
 from .settings import Sink, flag, resolve
 
 CLOSE_TIMEOUT = 10.0
-MOST_OPEN = 100_000
-"""Of so many open spans the turns are known; of more, the end record is in no turn."""
 
 
 def recorded(span: ReadableSpan) -> bool:
     """Tell whether a processor of ours has recorded this span."""
     return getattr(span, RECORDED, False) is True
+
+
+def _tell_threads(active: ConcurrentMultiSpanProcessor) -> None:
+    """Have processors that are called in threads told what they cannot see there: the turn, and what is recorded."""
+    on_start, on_end = active.on_start, active.on_end
+
+    def start(span: Span, parent_context: Context | None = None) -> None:
+        on_start(span, ctx.current() if parent_context is None else parent_context)
+
+    def end(span: ReadableSpan) -> None:
+        # An exporter's processor may come before ours.
+        setattr(span, RECORDED, True)
+        on_end(span)
+
+    active.on_start, active.on_end = start, end  # type: ignore[method-assign]
 
 
 class LedgerSpanProcessor(SpanProcessor):
@@ -40,8 +58,8 @@ class LedgerSpanProcessor(SpanProcessor):
 
     def __init__(self, **settings: Any) -> None:
         self.sink = Sink(resolve(**settings))
-        # The turn that each open span began in. By the span's id, as `on_end` is given another object.
-        self._turns: dict[int, str] = {}
+        self._start_part = self.sink.recorder.span_start
+        self._end_part = self.sink.recorder.span_end
 
     @classmethod
     def install(cls, provider: TracerProvider, **settings: Any) -> LedgerSpanProcessor:
@@ -57,6 +75,8 @@ class LedgerSpanProcessor(SpanProcessor):
         with active._lock:
             others = [processor for processor in active._span_processors if processor is not own]
             active._span_processors = (own, *others)
+        if isinstance(active, ConcurrentMultiSpanProcessor):
+            _tell_threads(active)
         if flushes:
             own.flush_on_sigterm()
         return own
@@ -64,27 +84,36 @@ class LedgerSpanProcessor(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Have the start recorded if the span is still open when the next batch is written."""
         context = ctx.current() if parent_context is None else parent_context
-        turn = ctx.current_turn(context) if context else None
-        key = span.context.span_id
-        if turn is not None and len(self._turns) < MOST_OPEN:
-            self._turns[key] = turn
-        if not self.sink.closed:
-            with suppress(LedgerClosed):
-                self.sink.writer.put_span(key, partial(self.sink.recorder.span_start, span, turn))
+        try:
+            if context and (turn := ctx.current_turn(context)) is not None:
+                # Shared with the object that `on_end` is given. In a table of our own what never ends would stay.
+                shared: Any = span._attributes
+                shared._otledger_turn = turn
+            if not self.sink.closed:
+                self.sink.writer.put_span(span.context.span_id, MethodType(self._start_part, span))
+        except (AttributeError, LedgerClosed):
+            # No span of the SDK, or it is too late: the end stands alone.
+            return
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the span's end record."""
-        key = span.context.span_id
-        turn = self._turns.pop(key, None)
-        if not self.sink.closed:
-            self.sink.writer.end_span(key)
+        sink = self.sink
+        sink.writer.end_span(span._context.span_id)  # type: ignore[union-attr]
         setattr(span, RECORDED, True)
         try:
-            part = self.sink.recorder.span_end(span, turn)
+            part = self._end_part(span)
         except Exception as error:  # A span's oddity must not reach the program.
-            self.sink.lose("span could not be encoded", error)
+            sink.lose("span could not be encoded", error)
             return
-        self.sink.put(part)
+        writer = sink.writer
+        if writer.full or sink.closed:
+            sink.put(part)
+            return
+        # As nearly always.
+        try:
+            writer.put(part)
+        except LedgerClosed:
+            sink.put(part)
 
     def shutdown(self) -> None:
         """Write what is queued, and close."""

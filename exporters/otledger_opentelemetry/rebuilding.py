@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,25 @@ log = logging.getLogger("otledger")
 UNFINISHED = "otledger.unfinished"
 """The attribute of a span that had not ended, and was ended where it was last seen."""
 
+_KINDS = dict(SpanKind.__members__)
+_FLAGS = {f"{flags:02x}": TraceFlags(flags) for flags in range(256)}
+_UNSET = Status(StatusCode.UNSET)
+"""Of all spans without a status, as the SDK has it."""
+_NOTHING: Mapping[str, int] = {}
+
 _NO_CONTEXT = Context({"otledger": "replay"})
 """Not empty: of an empty one `LogRecord` would take the current span instead."""
+
+
+class _Rebuilt(Resource):
+    """A resource of the SDK that computes its hash once: the encoder asks for it at each span."""
+
+    _hash: int | None = None
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = super().__hash__()
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +77,25 @@ class Rebuilder:
     def span(self, record: Record) -> ReadableSpan:
         """Give the span of a start or end record. Raises `FormatError` where its data is none."""
         data = _data(record)
+        get = data.get
         context = _context(record, data)
-        parent_id = data.get("parent_span_id")
+        parent_id = get("parent_span_id")
         parent = None
         if parent_id is not None:
-            parent = SpanContext(context.trace_id, int(parent_id, 16), data.get("parent_is_remote", False))
-        dropped = data.get("dropped") or {}
+            parent = SpanContext(context.trace_id, int(parent_id, 16), get("parent_is_remote", False))
+        dropped = get("dropped") or _NOTHING
         return ReadableSpan(
-            name=data.get("name"),  # type: ignore[arg-type]
+            name=get("name"),  # type: ignore[arg-type]
             context=context,
             parent=parent,
             resource=self._resource(data),
-            attributes=_attributes(data.get("attributes"), dropped.get("attributes", 0)),
-            events=_list([_event(event) for event in data.get("events") or ()], dropped.get("events", 0)),
-            links=_list([_link(link) for link in data.get("links") or ()], dropped.get("links", 0)),
-            kind=_kind(data.get("kind", "INTERNAL")),
-            status=_status(data),
-            start_time=data.get("start"),
-            end_time=data.get("end"),
+            attributes=_attributes(get("attributes"), dropped.get("attributes", 0)),
+            events=_list(get("events"), _event, dropped.get("events", 0)),
+            links=_list(get("links"), _link, dropped.get("links", 0)),
+            kind=_kind(get("kind", "INTERNAL")),
+            status=_status(data["status"]) if "status" in data else _UNSET,
+            start_time=get("start"),
+            end_time=get("end"),
             instrumentation_scope=self._scope(data),
         )
 
@@ -166,9 +184,8 @@ def _signals(root: str | Path, selection: Selection) -> Iterator[ReadableSpan | 
 
 def ended(span: ReadableSpan, at: int) -> ReadableSpan:
     """Give an unfinished span as one that ended at `at`, and says that it did not."""
-    attributes = BoundedAttributes(None, None, immutable=False)
-    attributes._dict = {**span._attributes, UNFINISHED: True}  # type: ignore[dict-item]
-    span._attributes, span._end_time = attributes, max(at, span.start_time or 0)
+    span._attributes = _attributes({**(span.attributes or {}), UNFINISHED: True}, span.dropped_attributes)
+    span._end_time = max(at, span.start_time or 0)
     return span
 
 
@@ -180,9 +197,9 @@ def _data(record: Record) -> dict[str, Any]:
 
 
 def _definition(data: Mapping[str, Any]) -> Definition:
-    attributes, schema_url = _attributes(data.get("attributes"), data.get("dropped", 0)), data.get("schema_url")
+    attributes, schema_url = _bounded(data.get("attributes"), data.get("dropped", 0)), data.get("schema_url")
     if data.get("kind") == "resource":
-        resource = Resource({}, schema_url)
+        resource = _Rebuilt({}, schema_url)
         resource._attributes = attributes
         return Definition(resource=resource)
     scope = InstrumentationScope(data.get("name"), data.get("version"), schema_url)  # type: ignore[arg-type]
@@ -190,7 +207,14 @@ def _definition(data: Mapping[str, Any]) -> Definition:
     return Definition(scope=scope)
 
 
-def _attributes(stored: Any, dropped: int) -> BoundedAttributes:
+def _attributes(stored: Any, dropped: int) -> Any:
+    """Give attributes as the SDK takes them: what nothing was dropped of needs no object with a lock of its own."""
+    if dropped:
+        return _bounded(stored, dropped)
+    return stored if stored.__class__ is dict else dict(stored) if stored else {}
+
+
+def _bounded(stored: Any, dropped: int) -> BoundedAttributes:
     attributes = BoundedAttributes(None, None, immutable=True)
     # Not by its constructor: they were cleaned when they were set, and must stay what they are.
     attributes._dict = dict(stored) if stored else {}
@@ -198,12 +222,11 @@ def _attributes(stored: Any, dropped: int) -> BoundedAttributes:
     return attributes
 
 
-def _list(items: Sequence[Any], dropped: int) -> Sequence[Any]:
-    if not items and not dropped:
-        # Most spans have no events and no links, and a `BoundedList` has a lock.
+def _list(stored: Any, read: Callable[[Any], Any], dropped: int) -> Sequence[Any]:
+    if not stored and not dropped:
         return ()
     found: BoundedList[Any] = BoundedList(None)
-    found.extend(items)
+    found.extend([read(item) for item in stored or ()])
     found.dropped = dropped
     return found
 
@@ -225,13 +248,16 @@ def _link(link: Mapping[str, Any]) -> Link:
 
 def _context(record: Record, data: Mapping[str, Any]) -> SpanContext:
     header = record.traceparent
-    if header is not None:
-        trace_id, span_id, flags = header[3:35], header[36:52], int(header[53:55], 16)
-    else:
-        trace_id, span_id, flags = data.get("trace_id", "0"), data.get("span_id", "0"), data.get("trace_flags", 0)
     state = data.get("trace_state", record.tracestate)
     try:
-        return SpanContext(int(trace_id, 16), int(span_id, 16), False, TraceFlags(flags), trace_state(state))
+        if header is not None:
+            flags = _FLAGS.get(header[53:55]) or TraceFlags(int(header[53:55], 16))
+            trace_id, span_id = int(header[3:35], 16), int(header[36:52], 16)
+        else:
+            flags = TraceFlags(data.get("trace_flags", 0))
+            trace_id, span_id = int(data.get("trace_id", "0"), 16), int(data.get("span_id", "0"), 16)
+        # Without a state all have the same one.
+        return SpanContext(trace_id, span_id, False, flags, trace_state(state) if state else None)
     except (TypeError, ValueError) as error:
         raise FormatError(f"its ids or flags are none: {error}") from None
 
@@ -247,13 +273,10 @@ def trace_state(header: str | None) -> TraceState:
 
 
 def _kind(name: Any) -> Any:
-    return SpanKind[name] if name in SpanKind.__members__ else name
+    return _KINDS.get(name, name)
 
 
-def _status(data: Mapping[str, Any]) -> Any:
-    if "status" not in data:
-        return Status(StatusCode.UNSET)
-    stored = data["status"]
+def _status(stored: Any) -> Any:
     if stored is None:
         return None
     status = Status(StatusCode[stored.get("code", "UNSET")])

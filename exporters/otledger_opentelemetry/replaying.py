@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otledger.errors import ConfigurationError, LedgerError
+from otledger.errors import LedgerError
 from otledger.reader import Reader
 
+from .hearing import Heard
+from .places import Place
 from .selecting import Item, Selection
 
 log = logging.getLogger("otledger")
@@ -38,8 +37,6 @@ RHYTHM = 0.05
 HOPELESS = 32
 """After so many refusals by an endpoint that took nothing yet the fault is not with the records."""
 
-_CODE = re.compile(r"\bcode: (?:StatusCode\.)?([A-Z_]+|\d{3})\b")
-_TRANSIENT = re.compile(r"Transient error (.*) encountered while")
 # What an endpoint answers that cannot take these records, and would not take them later.
 _UNFIT = frozenset(("400", "413", "422", "INVALID_ARGUMENT"))
 # What it answers whatever is sent.
@@ -71,49 +68,6 @@ class ReplayReport:
     seconds: float = 0.0
 
 
-class ReplayCursor(msgspec.Struct):
-    """How far a replay got."""
-
-    sent: dict[str, int] = {}
-    """For each machine the `seq` up to which all is sent, unfinished spans apart."""
-    unfinished: dict[str, list[int]] = {}
-    """For each machine the `seq` of the start records of spans that were sent as unfinished."""
-    chains: dict[str, str] = {}
-    """For each machine which chain of records that was: a `seq` means nothing in another."""
-
-    @classmethod
-    def load(cls, path: Path) -> ReplayCursor:
-        """Give the cursor of a file, an empty one where there is none. Raises `ConfigurationError`."""
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except FileNotFoundError:
-            return cls()
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ConfigurationError(f"{path} is no cursor of a replay: {error}; remove it to begin anew") from None
-
-    def save(self, path: Path) -> None:
-        """Write the cursor, durable on return."""
-        unfinished = path.with_name(path.name + ".new")
-        with open(unfinished, "wb") as file:
-            file.write(msgspec.json.encode(self))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def note(self, item: Item) -> None:
-        """Note that this is sent."""
-        machine, seq = item.record.machine, item.record.seq
-        if item.unfinished:
-            self.unfinished.setdefault(machine, []).append(seq)
-        else:
-            self.sent[machine] = max(self.sent.get(machine, 0), seq + 1)
-
-
 def replay(
     source: Reader | str | Path,
     exporter: SpanExporter | LogRecordExporter | None = None,
@@ -143,7 +97,7 @@ def replay(
     log_exporter = logs if logs is not None else exporter if isinstance(exporter, LogRecordExporter) else None
     chosen = selection or Selection()
     chosen.spans, chosen.logs = chosen.spans and span_exporter is not None, chosen.logs and log_exporter is not None
-    place = _Place(cursor, chosen.chains, move=move_cursor)
+    place = Place(cursor, chosen.chains, move=move_cursor)
     run = _Run(span_exporter, log_exporter, place, tries, patience)
     reader = source if isinstance(source, Reader) else Reader(source)
     items = place.unsent(chosen.items(reader, machines, dict(place.cursor.sent)))
@@ -168,126 +122,6 @@ def replay(
     return run.report
 
 
-class _Place:
-    """Where a replay is, by its cursor's file if it has one."""
-
-    def __init__(self, path: Path | None, chains: dict[str, str], *, move: bool) -> None:
-        self.cursor = ReplayCursor.load(path) if path is not None else ReplayCursor()
-        self._path = path if move else None
-        self._shown = path
-        self._chains = chains
-        self._known = {machine: frozenset(seqs) for machine, seqs in self.cursor.unfinished.items()}
-        self._still: dict[str, list[int]] = {}
-        # Before anything is sent: what cannot be noted would be sent again.
-        self._save()
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether there is a file to note it in."""
-        return self._path is not None
-
-    def unsent(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Leave out the unfinished spans that were sent.
-
-        Raises `ConfigurationError` for the cursor of another ledger.
-        """
-        checked = set()
-        for item in items:
-            machine = item.record.machine
-            if machine not in checked:
-                self._check_chain(machine)
-                checked.add(machine)
-            if item.unfinished:
-                seq = item.record.seq
-                self._still.setdefault(machine, []).append(seq)
-                if seq in self._known.get(machine, ()):
-                    continue
-            yield item
-        for machine in self._chains:
-            self._check_chain(machine)
-
-    def moved(self, items: Sequence[Item]) -> None:
-        """Note what was sent."""
-        for item in items:
-            self.cursor.note(item)
-            chain = self._chains.get(item.record.machine)
-            if chain is not None:
-                self.cursor.chains[item.record.machine] = chain
-        self._save()
-
-    def forget_ended(self) -> None:
-        """Forget the unfinished spans that have ended since; all were looked for."""
-        for machine in self._chains:
-            still = self._still.get(machine, [])
-            self.cursor.unfinished.pop(machine, None)
-            if still:
-                self.cursor.unfinished[machine] = still
-        self._save()
-
-    def _check_chain(self, machine: str) -> None:
-        noted, found = self.cursor.chains.get(machine), self._chains.get(machine)
-        if noted is not None and found is not None and noted != found:
-            raise ConfigurationError(
-                f"{self._shown} is the cursor of another ledger: {machine} was begun anew since;"
-                " give another file, or remove it to send everything"
-            )
-
-    def _save(self) -> None:
-        if self._path is not None:
-            self.cursor.save(self._path)
-
-
-class _Heard:
-    """What the SDK's exporters log, which is all that they tell of why an export failed."""
-
-    def __init__(self) -> None:
-        self._messages: list[str] = []
-
-    @contextlib.contextmanager
-    def listening_to(self, *exporters: object) -> Iterator[None]:
-        """Hear what these exporters log, until the end of the block."""
-        names = {kind.__module__ for exporter in exporters for kind in type(exporter).__mro__}
-        loggers = [logging.getLogger(name) for name in names if name.startswith("opentelemetry.exporter.")]
-        for logger in loggers:
-            # As the first filter: one of the SDK's keeps back what it has let through shortly before.
-            logger.filters.insert(0, self._hear)
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.removeFilter(self._hear)
-
-    def say(self, message: str) -> None:
-        """Take what an exporter raised."""
-        self._messages.append(message)
-
-    def clear(self) -> None:
-        """Forget what was said of an earlier export."""
-        self._messages.clear()
-
-    @property
-    def code(self) -> str | None:
-        """The code of the answer, where there was one: `400`, `INVALID_ARGUMENT`."""
-        found = _CODE.search(self._messages[-1]) if self._messages else None
-        return found[1] if found else None
-
-    @property
-    def reason(self) -> str:
-        """Why the export failed; empty where nothing was said."""
-        if not self._messages:
-            return ""
-        for message in reversed(self._messages):
-            found = _TRANSIENT.search(message)
-            if found is not None and self.code is None:
-                return found[1][:300]
-        return self._messages[-1][:300]
-
-    def _hear(self, record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
-            self._messages.append(record.getMessage())
-        return True
-
-
 class _Unfit(Exception):
     """A batch cannot be encoded, or is refused for what it holds. `str` says why."""
 
@@ -301,12 +135,12 @@ class _Run:
         self,
         spans: SpanExporter | None,
         logs: LogRecordExporter | None,
-        place: _Place,
+        place: Place,
         tries: int,
         patience: float,
     ) -> None:
         self.report = ReplayReport()
-        self.heard = _Heard()
+        self.heard = Heard()
         self._spans = spans
         self._logs = logs
         self._place = place

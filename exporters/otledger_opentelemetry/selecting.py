@@ -6,7 +6,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from opentelemetry.sdk._logs import ReadableLogRecord
@@ -33,8 +33,7 @@ _UNREADABLE = (
 """What the data of a record raises that is no span, log record or resource; `FormatError` is a ValueError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One span or log record, and the record that it was rebuilt from."""
 
     signal: ReadableSpan | ReadableLogRecord

@@ -25,13 +25,22 @@ _WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0":
 
 
 def resolve(environ: Mapping[str, str] | None = None, **given: Any) -> Config:
-    """Give the settings: `given`, then `OTEL_OTLEDGER_…`, then `OTLEDGER_…`, then the defaults of `Config`."""
+    """Give the settings: `given`, then `OTEL_OTLEDGER_…`, then `OTLEDGER_…`, then the defaults of `Config`.
+
+    Raises `ConfigurationError`.
+    """
     environ = os.environ if environ is None else environ
     merged = dict(environ)
     for name, value in environ.items():
         if name.startswith(PREFIX) and value:
             merged[ENVIRONMENT_PREFIX + name.removeprefix(PREFIX)] = value
-    return Config.resolve(merged, **given)
+    try:
+        return Config.resolve(merged, **given)
+    except ConfigurationError as error:
+        variable = f"OTEL_{error}".partition("=")[0]
+        if not (variable.startswith(PREFIX) and environ.get(variable)):
+            raise
+        raise ConfigurationError(f"OTEL_{error}") from None
 
 
 def flag(name: str, default: bool, environ: Mapping[str, str] | None = None) -> bool:
@@ -53,6 +62,7 @@ class Sink:
         self.writer: Writer = writers.acquire(config)
         self.recorder = Recorder(self.writer, Encoder(config.machine, config.service))
         self.closed = False
+        self._held = [True]
         self._reopening = threading.Lock()
 
     def put(self, part: bytes) -> bool:
@@ -112,10 +122,14 @@ class Sink:
         return not self._in_writer() and self.writer.drain(timeout) == 0
 
     def release(self, timeout: float) -> None:
-        """Write what is queued, and give the writer back. Safe to call twice."""
-        if not self.closed:
-            self.closed = True
-            writers.release(self.writer, timeout)
+        """Write what is queued, and give the writer back. Safe to call twice, from any threads."""
+        try:
+            # One step, for of two threads both would find it open; no lock, for a fork would take it along.
+            self._held.pop()
+        except IndexError:
+            return
+        self.closed = True
+        writers.release(self.writer, timeout)
 
 
 def _accepted(own: Writer, part: bytes) -> bool:

@@ -8,21 +8,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.trace import SpanContext, SpanKind, StatusCode
+from opentelemetry.sdk.util import BoundedList
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
 from otledger import spandata as own
-from otledger import values
-from otledger.batch import MAX_LINE, STAMP_ROOM
+from otledger import speed
 from otledger.context import current_turn
 from otledger.identity import boot_id
 from otledger.journal import Resource, dumps
 from otledger.record import Encoder
 from otledger.writer import Writer
 
-_MAX_PART = MAX_LINE - STAMP_ROOM
-_CUT_ROOM = 65_536
-_SHORT = 1000
+from . import payloads
+
+# Of an Enum's class each look-up is a search.
+_INTERNAL, _UNSET = SpanKind.INTERNAL, StatusCode.UNSET
+EARLIEST = 1_000_000
+"""The first instant in ns that is a line's time; of earlier ones that is the present (`Encoder.telemetry`)."""
+_NO_STATE = SpanContext(1, 1, False).trace_state
+"""Of all spans without one."""
 
 
 class Unencodable(ValueError):
@@ -65,210 +70,231 @@ class Recorder:
     def __init__(self, writer: Writer, encoder: Encoder) -> None:
         self.writer = writer
         self._encoder = encoder
-        # By identity, as hashing a resource costs more than writing a span; the object is kept so that no other
-        # gets its id.
-        self._members: dict[tuple[int, int], tuple[Any, Any, str]] = {}
+        # By identity, as hashing a resource costs more than writing a span; the objects are kept so that no other
+        # gets their ids.
+        self._known: dict[tuple[int, int], _Named] = {}
+        self._last: _Named = None, None, ({}, "")
         _recorders.add(self)
 
     def forget(self) -> None:
         """Have resources and scopes stored again: in a forked child the writer knows none."""
-        self._members.clear()
+        self._known.clear()
+        self._last = None, None, ({}, "")
 
-    def members_of(self, resource: Any, scope: Any) -> str:
-        """Give the members that name resource and scope in a record's data."""
-        known = self._members.get((id(resource), id(scope)))
-        if known is not None:
-            return known[2]
-        members = ""
+    def _named(self, resource: Any, scope: Any) -> tuple[dict[str, str], str]:
+        """Give the members of a record's data that name resource and scope, also as JSON."""
+        last = self._last
+        if last[0] is resource and last[1] is scope:
+            return last[2]
+        known = self._last = self._known.get((id(resource), id(scope))) or self._learn(resource, scope)
+        return known[2]
+
+    def _learn(self, resource: Any, scope: Any) -> _Named:
+        members = {}
         if resource is not None:
-            members += f',"resource":"{self._use(resource_record(resource))}"'
+            members["resource"] = self._use(resource_record(resource, self._report))
         if scope is not None:
-            members += f',"scope":"{self._use(scope_record(scope))}"'
-        if len(self._members) >= 4096:
-            self._members.clear()
-        self._members[id(resource), id(scope)] = resource, scope, members
-        return members
+            members["scope"] = self._use(scope_record(scope, self._report))
+        if len(self._known) >= 4096:
+            self._known.clear()
+        text = "".join(f',"{name}":{dumps(digest)}' for name, digest in members.items())
+        known = self._known[id(resource), id(scope)] = resource, scope, (members, text)
+        return known
 
     def _use(self, resource: Resource) -> str:
         self.writer.use(resource)
         return resource.digest
 
-    # Spans
+    def _report(self, error: BaseException) -> None:
+        self.writer.report(error)
 
-    def span_start(self, span: Any, turn: str | None) -> bytes:
-        """Give the part of the start record of an SDK span that is open."""
+    def span_start(self, span: Any) -> bytes:
+        """Give the part of the start record of an SDK span, which may have ended just now."""
         process = {"pid": os.getpid(), "started": own.process_started(), "boot": boot_id()}
-        return self._span("otel.span.start", span, span.start_time, turn, f',"process":{dumps(process)}')
+        return self.span(span, "otel.span.start", {"process": process})
 
-    def span_end(self, span: Any, turn: str | None) -> bytes:
+    def span_end(self, span: Any) -> bytes:
         """Give the part of the end record of an SDK span."""
-        return self._span("otel.span.end", span, span.end_time, turn, "")
+        part = self._usual_end(span) if speed.span is not None else None
+        return self.span(span) if part is None else part
 
-    def _span(self, type: str, span: Any, ns: Any, turn: str | None, process: str) -> bytes:
-        context = span._context
-        flags = context.trace_flags
-        if context.is_valid and 0 <= flags <= 0xFF and not context.trace_state:
-            members, odd = f',"traceparent":"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"', ""
+    def _usual_end(self, span: Any) -> bytes | None:
+        """Give what `span` would, by compiled code; None of a span that is not as most are."""
+        # The program waits for this at the end of each span: no property where an attribute will do, and no call for
+        # what most spans do not have.
+        trace_id, span_id, _, flags, state, valid = span._context
+        attributes, events, links, status = span._attributes, span._events, span._links, span._status
+        name, end, kind, parent = span._name, span._end_time, span._kind, span._parent
+        if (
+            not valid
+            or not 0 <= flags <= 0xFF
+            or (state is not _NO_STATE and state)
+            or status is None
+            or status._status_code is not _UNSET
+            or status._description is not None
+            or not events.__class__ is links.__class__ is BoundedList
+            or events._dq  # type: ignore[attr-defined]
+            or links._dq  # type: ignore[attr-defined]
+            or events.dropped
+            or links.dropped
+            or attributes.__class__ is not BoundedAttributes
+            or attributes.dropped
+            or name.__class__ is not str
+            or end.__class__ is not int
+            or end < EARLIEST
+            or kind.__class__ is not SpanKind
+        ):
+            return None
+        before, turn = self._encoder.before, getattr(attributes, "_otledger_turn", None)
+        more = "" if kind is _INTERNAL else f',"kind":"{kind._name_}"'
+        if parent is not None:
+            remote = ',"parent_is_remote":true' if parent.is_remote else ""
+            more = f'{more},"parent_span_id":"{parent.span_id:016x}"{remote}'
+        return speed.span(  # type: ignore[misc]
+            self._encoder.own_head("otel.span.end"),
+            before if turn is None else f'{before},"ipchash":{dumps(turn)}',
+            trace_id.to_bytes(16, "big").hex(),
+            span_id.to_bytes(8, "big").hex(),
+            flags,
+            own.encode_name(name),
+            more,
+            span._start_time,
+            end,
+            attributes._dict,
+            self._named(span._resource, span._instrumentation_scope)[1],
+        )
+
+    def span(self, span: Any, type: str = "otel.span.end", more: Mapping[str, Any] | None = None) -> bytes:
+        """Give the part of the end record of an SDK span, or of one of another type with more members of `data`."""
+        # The program waits for this at the end of each span: no property where an attribute will do, and no call for
+        # what most spans do not have.
+        trace_id, span_id, _, flags, state, valid = span._context
+        odd = None
+        if valid and 0 <= flags <= 0xFF and (state is _NO_STATE or not state):
+            members = payloads.header(trace_id, span_id, flags)
         else:
-            members, odd = header_members(context)
+            members, odd = _header(span._context)
+        attributes, events, links, status = span._attributes, span._events, span._links, span._status
+        turn = getattr(attributes, "_otledger_turn", None)
         if turn is not None:
             members = f',"ipchash":{dumps(turn)}{members}'
-        before = "" if span._kind is SpanKind.INTERNAL else _kind(span._kind)
-        parent = span._parent
+        name, kind, parent, start = span._name, span._kind, span._parent, span._start_time
+        # A start record tells of none: the span may have ended since it was asked for.
+        end = span._end_time if more is None else None
+        # Whether orjson may be handed the data as they are.
+        plain = name.__class__ is str and start.__class__ is int and (end is None or end.__class__ is int)
+        data = {"name": name}
+        if kind is not _INTERNAL:
+            plain = plain and kind.__class__ is SpanKind
+            data["kind"] = getattr(kind, "_name_", kind)
         if parent is not None:
-            before += f',"parent_span_id":"{parent.span_id:016x}"'
+            data["parent_span_id"] = f"{parent.span_id:016x}"
             if parent.is_remote:
-                before += ',"parent_is_remote":true'
-        start, end = span._start_time, span._end_time
-        before += f',"start":{start if start.__class__ is int else dumps(start)}'
+                data["parent_is_remote"] = True
+        data["start"] = start
         if end is not None:
-            before += f',"end":{end if end.__class__ is int else dumps(end)}'
-        after = _status(span._status)
-        attributes, dropped = attributes_of(span._attributes)
-        events: list[dict[str, Any]] = [_event(event) for event in span._events] if span._events else []
-        links: list[dict[str, Any]] = [_link(link) for link in span._links] if span._links else []
-        if dropped or events or links or span.dropped_events or span.dropped_links:
-            after += _dropped(span)
-        after += odd + self.members_of(span._resource, span._instrumentation_scope)
-        name = own.encode_name(span._name)
-        part = self._encoder.telemetry(
-            type, ns, f'{{"name":{name}{before}{_collections(attributes, events, links)}{after}{process}}}', members
-        )
-        if len(part) <= _MAX_PART:
-            return part
-        encoded, count = own.cut_largest(attributes, events, links, _MAX_PART - _CUT_ROOM)
-        self._report_cut("span", count)
-        return self._encoder.telemetry(
-            type,
-            ns,
-            f'{{"name":{dumps(str(span.name)[:_SHORT])}{before}{own.named(encoded)}{_status(span.status, _SHORT)}'
-            f"{_dropped(span)}{odd}{self.members_of(span.resource, span.instrumentation_scope)}{process}}}",
-            members,
-        )
-
-    # Logs
+            data["end"] = end
+        dropped = 0
+        if attributes.__class__ is BoundedAttributes:
+            dropped = attributes.dropped
+            # Of a span that is open another thread may set one meanwhile.
+            attributes = attributes._dict if more is None else attributes._dict.copy()
+        else:
+            attributes, _ = attributes_of(attributes)
+        if attributes:
+            plain = plain and payloads.are_plain(attributes)
+            data["attributes"] = attributes
+        if (
+            dropped
+            or odd is not None
+            or status is None
+            or status._status_code is not _UNSET
+            or status._description is not None
+            or not events.__class__ is links.__class__ is BoundedList
+            or events._dq  # type: ignore[attr-defined]
+            or links._dq  # type: ignore[attr-defined]
+            or events.dropped
+            or links.dropped
+        ):
+            plain = False
+            data |= _rest(span, odd)
+        data |= self._named(span._resource, span._instrumentation_scope)[0]
+        if more is not None:
+            data |= more
+        text = payloads.of_span(data, self._report, plain)
+        return self._encoder.telemetry(type, start if end is None else end, text, members)
 
     def log(self, readable: Any, turn: str | None = None) -> bytes:
         """Give the part of an SDK log record."""
         record = readable.log_record
-        data: dict[str, Any] = {}
-        for member in ("timestamp", "observed_timestamp"):
-            value = getattr(record, member)
-            if value is not None:
-                data[member] = value
         # What is no SeverityNumber encodes as none.
         severity = getattr(record.severity_number, "value", None)
-        if severity is not None:
-            data["severity_number"] = severity
-        if record.severity_text is not None:
-            data["severity_text"] = record.severity_text
         try:
             body = normalised(record.body)
         except Unencodable:
             # The encoder would refuse the whole batch for it; here it is kept as what it shows of itself.
             body = record.body
-        if body is not None:
-            data["body"] = body
-        if record.event_name is not None:
-            data["event_name"] = record.event_name
         attributes, dropped = attributes_of(record.attributes)
-        if attributes:
-            data["attributes"] = attributes
-        if dropped:
-            data["dropped"] = dropped
-        members, odd = log_members(record)
+        members, odd = _log_header(record)
+        found = {
+            "timestamp": record.timestamp,
+            "observed_timestamp": record.observed_timestamp,
+            "severity_number": severity,
+            "severity_text": record.severity_text,
+            "body": body,
+            "event_name": record.event_name,
+            "attributes": attributes or None,
+            "dropped": dropped or None,
+            **odd,
+        }
+        data = {name: value for name, value in found.items() if value is not None}
+        data |= self._named(readable.resource, readable.instrumentation_scope)[0]
         if turn is None and record.context:
             turn = current_turn(record.context)
         if turn is not None:
             members = f',"ipchash":{dumps(turn)}{members}'
         ns = record.timestamp if record.timestamp else record.observed_timestamp
-        named = self.members_of(readable.resource, readable.instrumentation_scope)
-        encoder = self._encoder
-        try:
-            part = encoder.telemetry("otel.log", ns, _with_members(dumps(data), odd + named), members)
-            if len(part) <= _MAX_PART:
-                return part
-        except values.TooDeep:
-            pass
-        rest = {"body": data.pop("body", None), "attributes": data.pop("attributes", {})}
-        encoded, count = own.cut_largest(rest, [], [], _MAX_PART - _CUT_ROOM)
-        self._report_cut("log record", count)
-        for member in ("severity_text", "event_name"):
-            if member in data:
-                data[member] = str(data[member])[:_SHORT]
-        cut = encoded[0].decode()[1:-1] if encoded[0] else ""
-        joined = ",".join(filter(None, (dumps(data)[1:-1], cut)))
-        return encoder.telemetry("otel.log", ns, _with_members(f"{{{joined}}}", odd + named), members)
-
-    def _report_cut(self, what: str, count: int) -> None:
-        self.writer.report(ValueError(f"a {what} was too large for a line: {count} of its values were cut"))
+        return self._encoder.telemetry("otel.log", ns, payloads.of_log(data, self._report), members)
 
 
-def _with_members(text: str, members: str) -> str:
-    """Give a JSON object with more members, which begin with a comma."""
-    return f"{text[:-1]}{members}}}" if text != "{}" else f"{{{members[1:]}}}"
+_Named = tuple[Any, Any, tuple[dict[str, str], str]]
+"""A resource, a scope, and the members that name them."""
 
 
-def _kind(kind: Any) -> str:
-    if kind is SpanKind.INTERNAL:
-        return ""
-    return f',"kind":{dumps(kind.name if isinstance(kind, SpanKind) else kind)}'
+def _rest(span: Any, odd: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give the members of a span that few have, between its attributes and its resource."""
+    found = {
+        "events": [_event(event) for event in span._events],
+        "links": [_link(link) for link in span._links],
+        "status": _status(span._status),
+        "dropped": payloads.dropped(span.dropped_attributes, span.dropped_events, span.dropped_links),
+        **(odd or {}),
+    }
+    return {name: value for name, value in found.items() if value or name not in _LEFT_OUT}
 
 
-def _status(status: Any, longest: int | None = None) -> str:
-    if status is None:
-        return ""
-    code, description = status.status_code, status.description
-    if code is StatusCode.UNSET and description is None:
-        return ""
-    members = {} if code is StatusCode.UNSET else {"code": code.name if isinstance(code, StatusCode) else code}
-    if description is not None:
-        members["description"] = description[:longest]
-    return f',"status":{dumps(members)}'
-
-
-def _dropped(span: Any) -> str:
-    counts = {"attributes": span.dropped_attributes, "events": span.dropped_events, "links": span.dropped_links}
-    if not any(counts.values()):
-        return ""
-    return f',"dropped":{dumps({name: count for name, count in counts.items() if count})}'
-
-
-def _collections(attributes: dict[str, Any], events: list[dict[str, Any]], links: list[dict[str, Any]]) -> str:
-    try:
-        if not events and not links and own.PLAIN.issuperset(map(type, attributes.values())):
-            return f',"attributes":{own.encode_plain(attributes).decode()}' if attributes else ""
-        return own.collections(attributes, events, links)
-    except values.TooDeep:
-        encoded, _ = own.cut_largest(attributes, events, links, _MAX_PART - _CUT_ROOM)
-        return own.named(encoded)
+_LEFT_OUT = frozenset({"events", "links", "status", "dropped"})
+"""Members that are left out where they are empty."""
 
 
 def _event(event: Any) -> dict[str, Any]:
     attributes, _ = attributes_of(event.attributes)
-    found: dict[str, Any] = {"name": event.name, "time": event.timestamp}
-    if attributes:
-        found["attributes"] = attributes
-    if event.dropped_attributes:
-        found["dropped"] = event.dropped_attributes
-    return found
+    return payloads.event(event.name, event.timestamp, attributes, event.dropped_attributes)
 
 
 def _link(link: Any) -> dict[str, Any]:
-    context = link.context
-    found: dict[str, Any] = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
-    if context.trace_flags:
-        found["trace_flags"] = int(context.trace_flags)
-    if context.is_remote:
-        found["is_remote"] = True
-    if context.trace_state:
-        found["trace_state"] = header_of(context.trace_state)
-    attributes, _ = attributes_of(link.attributes)
-    if attributes:
-        found["attributes"] = attributes
-    if link.dropped_attributes:
-        found["dropped"] = link.dropped_attributes
-    return found
+    context, (attributes, _) = link.context, attributes_of(link.attributes)
+    ids = f"{context.trace_id:032x}", f"{context.span_id:016x}", int(context.trace_flags)
+    state = header_of(context.trace_state) if context.trace_state else ""
+    return payloads.link(*ids, context.is_remote, state, attributes, link.dropped_attributes)
+
+
+def _status(status: Any) -> dict[str, Any]:
+    if status is None:
+        return {}
+    code, description = status.status_code, status.description
+    found = {} if code is _UNSET else {"code": getattr(code, "name", code)}
+    return found if description is None else {**found, "description": description}
 
 
 def header_of(state: TraceState) -> str:
@@ -276,58 +302,40 @@ def header_of(state: TraceState) -> str:
     return ",".join(f"{key}={value}" for key, value in state.items())
 
 
-def header_members(context: SpanContext) -> tuple[str, str]:
+def _header(context: SpanContext) -> tuple[str, dict[str, Any]]:
     """Give the members of a record that name the span, and those of its data where they form no valid header."""
-    flags = context.trace_flags
-    valid = context.is_valid and 0 <= flags <= 0xFF
-    odd = ""
-    if valid:
-        members = f',"traceparent":"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"'
+    flags, members, odd = int(context.trace_flags), "", {}
+    if context.is_valid and 0 <= flags <= 0xFF:
+        members = payloads.header(context.trace_id, context.span_id, flags)
     else:
-        members = ""
-        odd = f',"trace_id":"{context.trace_id:032x}","span_id":"{context.span_id:016x}","trace_flags":{int(flags)}'
-    state = context.trace_state
-    if state:
-        header = header_of(state)
-        if valid and is_header(state, header):
-            members += f',"tracestate":{dumps(header)}'
+        odd = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}", "trace_flags": flags}
+    if context.trace_state:
+        state = header_of(context.trace_state)
+        if members and payloads.is_header(state):
+            members += f',"tracestate":{dumps(state)}'
         else:
-            odd += f',"trace_state":{dumps(header)}'
+            odd["trace_state"] = state
     return members, odd
 
 
-def is_header(state: TraceState, header: str) -> bool:
-    """Tell whether a reader of the header gets the same entries."""
-    return len(header) <= 1024 and TraceState.from_header([header])._dict == dict(state.items())
-
-
-def log_members(record: Any) -> tuple[str, str]:
+def _log_header(record: Any) -> tuple[str, dict[str, Any]]:
     """Give the members that name the span of a log record, and those of its data where they form no header."""
-    trace_id, span_id, flags = record.trace_id or 0, record.span_id or 0, int(record.trace_flags or 0)
-    if not (trace_id or span_id or flags):
-        return "", ""
-    if 0 < trace_id < 1 << 128 and 0 < span_id < 1 << 64 and 0 <= flags <= 0xFF:
-        return f',"traceparent":"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"', ""
-    return "", f',"trace_id":"{trace_id:032x}","span_id":"{span_id:016x}","trace_flags":{flags}'
+    context = SpanContext(record.trace_id or 0, record.span_id or 0, False, record.trace_flags or TraceFlags(0))
+    if not (context.trace_id or context.span_id or context.trace_flags):
+        return "", {}
+    return _header(context)
 
 
-def resource_record(resource: Any) -> Resource:
+def resource_record(resource: Any, report: payloads.Report) -> Resource:
     """Give an SDK resource as it is stored."""
     attributes, dropped = attributes_of(resource.attributes)
-    return Resource.make("resource", values.encode(attributes), schema_url=resource.schema_url or None, dropped=dropped)
+    return payloads.resource(attributes, resource.schema_url, dropped, report)
 
 
-def scope_record(scope: Any) -> Resource:
+def scope_record(scope: Any, report: payloads.Report) -> Resource:
     """Give an SDK instrumentation scope as it is stored."""
     attributes, dropped = attributes_of(scope.attributes)
-    return Resource.make(
-        "scope",
-        values.encode(attributes),
-        name=scope.name,
-        version=scope.version,
-        schema_url=scope.schema_url or None,
-        dropped=dropped,
-    )
+    return payloads.scope(scope.name, scope.version, attributes, scope.schema_url, dropped, report)
 
 
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
