@@ -256,7 +256,41 @@ def test_only_plain_events_of_one_type_are_paired() -> None:
     assert summary("data.id", records, base="b*") == [(1, None, 4)]
 
 
-@pytest.mark.parametrize("key", ["", "data", "id", "data.", "data..id"])
+def test_pairs_are_those_of_a_naive_matching() -> None:
+    chance = random.Random(4)
+    for _ in range(200):
+        records = [
+            event(chance.randrange(12), f"job.{chance.choice(('start', 'end'))}", {"id": chance.randrange(2)}, seq=seq)
+            for seq in range(chance.randrange(14))
+        ]
+        # Whatever comes takes, of the others that wait and fit, the earliest, and of those the one that came first.
+        waiting: list[Record] = []
+        expected = []
+        for record in records:
+            began = record.type == "job.start"
+            fit = [
+                other
+                for other in waiting
+                if other.type != record.type
+                and other.data == record.data
+                and (other.time_ns >= record.time_ns if began else other.time_ns <= record.time_ns)
+            ]
+            other = min(fit, key=lambda other: other.time_ns, default=None)
+            if other is None:
+                waiting.append(record)
+                continue
+            waiting.remove(other)
+            expected.append((record, other) if began else (other, record))
+        pairs = Pairs("data.id")
+        found = [pair for record in records if (pair := pairs.feed(record))]
+        assert [(pair.start.seq, pair.end.seq) for pair in found if pair.start and pair.end] == [
+            (start.seq, end.seq) for start, end in expected
+        ]
+        left = [pair.start or pair.end for pair in pairs.finish()]
+        assert sorted(record.seq for record in left if record) == sorted(record.seq for record in waiting)
+
+
+@pytest.mark.parametrize("key", ["", "data", "id", "data.", "data..id", "meta.id", "time", "seq", "type"])
 def test_what_is_no_key_is_refused(key: str) -> None:
     with pytest.raises(ConfigurationError, match=r"data\.NAME, subject"):
         Pairs(key)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from otledger.query.pairing import Pairing, PairStats, is_half
+from otledger.pairs import is_half
+from otledger.query.pairing import Pairing, PairStats
 from otledger.query.scan import OTHERS, OnFault, Progress, Scan, Selection, Tally
 from otledger.query.spread import Spread
 
