@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from otledger.errors import ConfigurationError, FormatError
+from otledger.errors import ConfigurationError
 from otledger.filter import Filter
+from otledger.hooks import OnFault
 from otledger.pairs import Pair, Pairs
 from otledger.record import Record, format_time
 from otledger.replay import GRACE, HOLD, Replay, in_ns
 from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
 from otledger.trace import Gathered, Trace
 from otledger.turns import TURN_GRACE, Turn, Turns, in_order, is_unlinked
-
-if TYPE_CHECKING:
-    OnFault = Callable[[FormatError], None] | None
 
 _ENOUGH = 10
 LOOKBACK = 3600.0
@@ -41,13 +39,13 @@ class Lookups:
         filter: Filter | None = None,
         *,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[Record]:
         """Iterate over the records that meet `filter`."""
         raise NotImplementedError
 
     def span_records(
-        self, *, machines: Sequence[str] | None = None, on_fault: OnFault = None
+        self, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None
     ) -> Iterator[ReplayedSpan]:
         """Iterate over the start and end records of spans, in the order of `records`, as fast as can be."""
         raise NotImplementedError
@@ -62,7 +60,7 @@ class Lookups:
         source: str | None = None,
         unfinished: bool = True,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[ReplayedSpan]:
         """Iterate over the spans as they end, each once, then, unless `unfinished=False`, over those that have not."""
         window = _Window(since, until, LOOKBACK)
@@ -84,7 +82,7 @@ class Lookups:
         hold: int | None = HOLD,
         lookback: float = LOOKBACK,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[Trace]:
         """Iterate over the traces as they are finished, then over those with open spans.
 
@@ -98,7 +96,9 @@ class Lookups:
                 yield item
         yield from (trace for trace in replay.finish() if window.has(trace.start))
 
-    def trace(self, trace_id: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None) -> Trace | None:
+    def trace(
+        self, trace_id: str, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None
+    ) -> Trace | None:
         """Give the trace of an id, whole, with the records that were emitted in it; None if there is no span of it.
 
         Raises `ConfigurationError` for what is no trace id.
@@ -120,16 +120,19 @@ class Lookups:
         grace: float = TURN_GRACE,
         hold: int | None = HOLD,
         lookback: float = LOOKBACK,
+        expect: Iterable[str] = (),
         on_unlinked: Callable[[Record], None] | None = None,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[Turn]:
         """Iterate over the turns as they are finished. `on_unlinked` gets the events that belong to none.
+
+        `turn.missing()` gives those of the `expect`ed types that a turn does not have.
 
         A turn may come in several parts, of which the later ones say so: see `otledger.turns.Turns`.
         """
         window = _Window(since, until, lookback)
-        turns = Turns(grace=grace, hold=hold)
+        turns = Turns(grace=grace, hold=hold, expect=expect)
         # Without headers, which may be younger than all that follows them and would hold a machine back.
         wanted = Filter(since=window.first, until=window.last, control=False)
         for record in self.records(wanted, machines=machines, on_fault=on_fault):
@@ -138,12 +141,19 @@ class Lookups:
             yield from (turn for turn in turns.feed(record) if window.has(turn.start))
         yield from (turn for turn in turns.finish() if window.has(turn.start))
 
-    def turn(self, ipc_hash: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None) -> Turn | None:
+    def turn(
+        self,
+        ipc_hash: str,
+        *,
+        expect: Iterable[str] = (),
+        machines: Sequence[str] | None = None,
+        on_fault: OnFault | None = None,
+    ) -> Turn | None:
         """Give the turn of an `ipc_hash`, with the spans that its records were emitted in; None if there is none."""
         found = tuple(self.records(Filter(ipc_hash=ipc_hash), machines=machines, on_fault=on_fault))
         if not found:
             return None
-        turn = Turn(ipc_hash, in_order(found))
+        turn = Turn(ipc_hash, in_order(found), expect=tuple(sorted(set(expect))))
         known = {(span.trace_id, span.span_id) for span in turn.spans if span.end is not None}
         wanted = {(record.trace_id, record.span_id) for record in found if record.trace_id} - known
         around = [
@@ -162,7 +172,7 @@ class Lookups:
         since: int | None = None,
         until: int | None = None,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[Pair]:
         """Iterate over the pairs of `*.start` and `*.end` events as they are completed, then over what is unmatched.
 
@@ -177,7 +187,7 @@ class Lookups:
         yield from (pair for pair in pairs.finish() if window.has(pair.time))
 
     def ids_like(
-        self, prefix: str, name: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None
+        self, prefix: str, name: str, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None
     ) -> list[str]:
         """Give what begins with `prefix` among the `trace_id`s or `ipc_hash`es: `name` says which.
 
@@ -193,7 +203,7 @@ class Lookups:
         return list(found)
 
     def _replayed(
-        self, replay: Replay, window: _Window, filter: Filter, machines: Sequence[str] | None, on_fault: OnFault
+        self, replay: Replay, window: _Window, filter: Filter, machines: Sequence[str] | None, on_fault: OnFault | None
     ) -> Iterator[ReplayedSpan | Trace]:
         records: Iterator[Any]
         if filter == Filter() and window.first is None:

@@ -21,7 +21,6 @@ LAYERS = (
     ("view",),
     ("core",),
     ("projection",),
-    ("applying", "projected", "places"),
     ("repair", "selftest"),
     ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
     ("index", "run_files"),
@@ -32,7 +31,7 @@ LAYERS = (
         *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
-    ("errors", "config", "identity", "ids", "speed", "values", "version"),
+    ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}
 
