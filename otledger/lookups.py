@@ -71,7 +71,9 @@ class Lookups:
             if isinstance(item, ReplayedSpan) and window.has(item.start):
                 yield item
         if unfinished:
-            yield from (span for span in replay.unfinished() if window.has(span.start))
+            ended = self._ended(replay.unfinished(late=True), machines)
+            left = replay.unfinished()
+            yield from (span for span in left if window.has(span.start) and _key(span) not in ended)
 
     def traces(
         self,
@@ -202,6 +204,15 @@ class Lookups:
                     break
         return list(found)
 
+    def _ended(self, doubtful: Sequence[ReplayedSpan], machines: Sequence[str] | None) -> set[tuple[str, str]]:
+        """Give those of spans that have an end record somewhere: one that stands long before their start record."""
+        if not doubtful:
+            return set()
+        wanted = set(map(_key, doubtful))
+        # What is no record was reported when all was read.
+        found = self.span_records(machines=machines, on_fault=lambda _: None)
+        return {key for span in found if span.end is not None and (key := _key(span)) in wanted}
+
     def _replayed(
         self, replay: Replay, window: _Window, filter: Filter, machines: Sequence[str] | None, on_fault: OnFault | None
     ) -> Iterator[ReplayedSpan | Trace]:
@@ -213,6 +224,10 @@ class Lookups:
             records = self.records(wanted, machines=machines, on_fault=on_fault)
         for record in records:
             yield from replay.feed(record)
+
+
+def _key(span: ReplayedSpan) -> tuple[str, str]:
+    return span.trace_id, span.span_id
 
 
 class _Window:

@@ -171,13 +171,15 @@ class Progress:
     """
 
     WIDTH = 30
+    DELAY = 1.0
+    """Seconds before it is shown."""
     shown: Progress | None = None
     """The bar that stands on the terminal now."""
 
     def __init__(self, what: str, text: Callable[[float], str] = size_text) -> None:
         self._what = what
         self._text = text
-        self._next = time.monotonic() + 1.0
+        self._next = time.monotonic() + self.DELAY
 
     def __enter__(self) -> Callable[[float, float], None] | None:
         return self._draw if sys.stderr.isatty() else None

@@ -46,7 +46,7 @@ class Selection:
     control: bool = False
 
     def __post_init__(self) -> None:
-        if self.since is not None and self.until is not None and self.since >= self.until:
+        if self.since is not None and self.until is not None and self.since > self.until:
             raise ConfigurationError(
                 f"the window ends before it begins: from {format_time(self.since)} until {format_time(self.until)};"
                 " exchange the two"
