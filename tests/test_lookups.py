@@ -98,6 +98,19 @@ def test_a_turn_has_the_spans_that_its_records_were_emitted_in(root: Path) -> No
     assert [turn.records for turn in streamed] == [turn.records]
 
 
+def test_the_types_that_a_caller_expects(pipeworks: Path) -> None:
+    turns = list(Reader(pipeworks).turns(expect=EXPECT))
+    assert sum(not turn.missing() for turn in turns) == 107
+    lacking = next(turn for turn in turns if turn.missing())
+    assert lacking.missing() == ("chat.translation",) == lacking.missing(EXPECT)
+    assert lacking.to_dict()["missing"] == ["chat.translation"]
+    assert (lacking.missing([]), lacking.to_dict([])["missing"]) == ((), [])
+    again = Reader(pipeworks).turn(lacking.ipc_hash, expect=EXPECT)
+    assert again is not None
+    assert again.missing() == ("chat.translation",)
+    assert Reader(pipeworks).turn(lacking.ipc_hash).missing() == ()  # type: ignore[union-attr]
+
+
 def test_a_turn_over_several_machines_is_in_the_order_of_time(root: Path) -> None:
     for machine, times in (("m1", (1, 4)), ("m2", (2, 3))):
         with otledger.Journal(root, machine=machine) as journal:
