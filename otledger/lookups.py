@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from otledger.errors import ConfigurationError
 from otledger.filter import Filter
@@ -17,6 +17,8 @@ from otledger.replay import GRACE, HOLD, Replay, in_ns
 from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
 from otledger.trace import Gathered, Trace
 from otledger.turns import TURN_GRACE, Turn, Turns, in_order, is_unlinked
+
+K = TypeVar("K", ReplayedSpan, Trace)
 
 _ENOUGH = 10
 LOOKBACK = 3600.0
@@ -67,9 +69,9 @@ class Lookups:
         trace_id = None if trace_id is None else check_trace_id(trace_id)
         wanted = Filter(trace_id=trace_id, ipc_hash=ipc_hash, source=source)
         replay = Replay()
-        for item in self._replayed(replay, window, wanted, machines, on_fault):
-            if isinstance(item, ReplayedSpan) and window.has(item.start):
-                yield item
+        for span in self._replayed(ReplayedSpan, replay, window, wanted, machines, on_fault):
+            if window.has(span.start):
+                yield span
         if unfinished:
             ended = self._ended(replay.unfinished(late=True), machines)
             left = replay.unfinished()
@@ -93,10 +95,10 @@ class Lookups:
         """
         window = _Window(since, until, lookback)
         replay = Replay(grace=grace, hold=hold)
-        for item in self._replayed(replay, window, Filter(), machines, on_fault):
-            if isinstance(item, Trace) and window.has(item.start):
-                yield item
-        yield from (trace for trace in replay.finish() if window.has(trace.start))
+        for trace in self._replayed(Trace, replay, window, Filter(), machines, on_fault):
+            if window.has(trace.start):
+                yield trace
+        yield from (left for left in replay.finish() if window.has(left.start))
 
     def trace(
         self, trace_id: str, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None
@@ -214,16 +216,26 @@ class Lookups:
         return {key for span in found if span.end is not None and (key := _key(span)) in wanted}
 
     def _replayed(
-        self, replay: Replay, window: _Window, filter: Filter, machines: Sequence[str] | None, on_fault: OnFault | None
-    ) -> Iterator[ReplayedSpan | Trace]:
+        self,
+        kind: type[K],
+        replay: Replay,
+        window: _Window,
+        filter: Filter,
+        machines: Sequence[str] | None,
+        on_fault: OnFault | None,
+    ) -> Iterator[K]:
+        """Feed what may be in a window, and give what is finished, of one kind."""
         records: Iterator[Any]
         if filter == Filter() and window.first is None:
             records = self.span_records(machines=machines, on_fault=on_fault)
         else:
             wanted = replace(filter, type=_SPANS, since=window.first)
             records = self.records(wanted, machines=machines, on_fault=on_fault)
+        feed = replay.feed
         for record in records:
-            yield from replay.feed(record)
+            for item in feed(record):
+                if item.__class__ is kind:
+                    yield item
 
 
 def _key(span: ReplayedSpan) -> tuple[str, str]:

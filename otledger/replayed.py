@@ -217,12 +217,30 @@ _TYPES: Mapping[str, Any] = {
 }
 
 
-def span_in(line: bytes) -> ReplayedSpan:
-    """Give the span that the line of a start or end record tells of. Raises one of `DECODE_ERRORS` for no record.
+def maybe_span_in(line: bytes) -> ReplayedSpan | None:
+    """Give the span that a line tells of, None if it is no start or end record.
 
     What in its payload is not of the format's type is taken as if it were left out; a time that is none is the
-    record's.
+    record's. Raises one of `DECODE_ERRORS` for a damaged line.
     """
+    # What stands before `type` (format, 3) holds no quotation mark that is not escaped.
+    at = line.find(_TYPE) + _TYPE_LENGTH
+    if line.startswith(_END, at):
+        return _span_in(line, True)
+    return _span_in(line, False) if line.startswith(_START, at) else None
+
+
+_TYPE = b'"type":"'
+_TYPE_LENGTH = len(_TYPE)
+_START, _END = b'otel.span.start"', b'otel.span.end"'
+
+
+def span_of(record: Record) -> ReplayedSpan:
+    """Give the span that a start or end record tells of, as `maybe_span_in` does."""
+    return _span_in(record.line, record.type == END_TYPE)
+
+
+def _span_in(line: bytes, ended: bool) -> ReplayedSpan:
     try:
         span = _decode(line)
         header = span.traceparent
@@ -231,28 +249,12 @@ def span_in(line: bytes) -> ReplayedSpan:
     except DECODE_ERRORS:
         span = _odd(decode(line))
     payload = span.payload
-    if span.type != END_TYPE:
+    if not ended:
         payload.end = None
     elif payload.end is None:
         payload.end = decode(line).time_ns
     span.line = line
     return span
-
-
-def maybe_span_in(line: bytes) -> ReplayedSpan | None:
-    """Give the span, if the line is of a start or end record. Raises one of `DECODE_ERRORS` for a damaged one."""
-    # What stands before `type` (format, 3) holds no quotation mark that is not escaped.
-    if not line.startswith(_SPAN_TYPES, line.find(b'"type":"') + 8):
-        return None
-    return span_in(line)
-
-
-_SPAN_TYPES = (b'otel.span.end"', b'otel.span.start"')
-
-
-def span_of(record: Record) -> ReplayedSpan:
-    """Give the span that a start or end record tells of, as `span_in` does."""
-    return span_in(record.line)
 
 
 def _rest_of(record: Record) -> _Rest:
