@@ -416,6 +416,7 @@ def test_trace_shows_what_is_out_of_the_ordinary(cli: Run, root: Path) -> None:
         (("turns", "--incomplete"), 2, "--expect"),
         (("turns", "--since", "1h", "--until", "2h"), 2, "before it begins"),
         (("spans", "--since", "1h", "--until", "2h"), 2, "before it begins"),
+        (("pairs", "--since", "1h", "--until", "2h"), 2, "before it begins"),
         (("spans", "--trace", "ffff"), 2, "32 hex digits"),
         (("pairs", "--key", "data"), 2, "data.NAME"),
     ],
@@ -427,6 +428,28 @@ def test_what_cannot_be_found_is_one_line(
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("trace", "TRACE"), ("turn", HASH), ("turns",), ("spans",), ("pairs", "--key", "subject"), ("stats",)),
+        *(("digest",), ("sql", "select type from events"), ("compact",), ("index",), ("index", "--rebuild")),
+    ],
+)
+def test_all_of_it_comes_as_json(cli: Run, shop: Json, arguments: tuple[str, ...]) -> None:
+    with otledger.open_sync(shop["root"], machine="web1") as ledger:
+        ledger.append("job.start", subject="x")
+    done = cli(*(shop["trace"] if each == "TRACE" else each for each in arguments), "--json")
+    assert done.returncode == 0
+    try:
+        plain = json.loads(done.stdout)
+    except ValueError:
+        plain = [json.loads(text) for text in done.stdout.splitlines()]
+    assert isinstance(plain, dict | list)
+    assert plain or arguments == ("compact",)
+    # What is not asked for, and what is for people, is on stderr.
+    assert "\x1b" not in done.stdout
 
 
 def test_the_beginning_of_several_ids_is_not_enough(cli: Run, shop: Json) -> None:

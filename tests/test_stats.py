@@ -219,6 +219,32 @@ def test_skeletons_and_lines_give_the_same(root: Path) -> None:
     assert stats(root, window) == stats(root, window, cache=False)
 
 
+def test_skeletons_are_used_without_being_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    from otledger.query import rows
+    from otledger.query.compacting import compact
+
+    write_many(root)
+    read: list[str] = []
+    whole = rows.columns
+
+    def columns(extent: Any, *arguments: Any, **options: Any) -> Any:
+        read.append(f"{extent.machine}/{extent.segment}")
+        return whole(extent, *arguments, **options)
+
+    monkeypatch.setattr(rows, "columns", columns)
+    segments = sorted(str(path.relative_to(root)) for path in root.glob("*/*.jsonl"))
+    closed = {f"{each.machine}/{each.segment}" for each in compact(root)}
+    assert len(closed) == len(segments) - 2
+    for way in (stats, digest):
+        read.clear()
+        way(root)
+        assert set(read) == set(segments) - closed
+        read.clear()
+        way(root, cache=False)
+        assert sorted(set(read)) == segments
+
+
 def test_the_numbers_of_spans_and_pairs(root: Path) -> None:
     write_many(root)
     found = stats(root)
