@@ -1,13 +1,14 @@
 """`python -m benchmarks`: run the rows, print the table, save it."""
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
 
 from .bench import Bench
 from .measure import Measurement, progress
-from .report import save, table
+from .report import markdown, save, table
 from .rows import ROWS
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -20,7 +21,14 @@ def _arguments() -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--short", action="store_true", help="large means a million records (default)")
     mode.add_argument("--long", action="store_true", help="large means ten million records: 5 GB of disk")
-    parser.add_argument("--json", type=Path, default=LATEST, metavar="FILE", help="where to save the results")
+    parser.add_argument("--markdown", action="store_true", help="print README's table of what is saved")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=LATEST,
+        metavar="FILE",
+        help="where the results are; what is measured anew replaces what is there",
+    )
     return parser.parse_args()
 
 
@@ -38,6 +46,9 @@ def _isolate(folder: Path) -> None:
 def main() -> None:
     """Run what the command line asks for."""
     arguments = _arguments()
+    if arguments.markdown:
+        print(markdown(json.loads(arguments.json.read_text())), end="")
+        return
     measurements: list[Measurement] = []
     with tempfile.TemporaryDirectory(prefix="otledger-bench-") as folder:
         _isolate(Path(folder))

@@ -1,4 +1,4 @@
-"""Print the table, and save it as JSON."""
+"""Print the table, save it as JSON, and give what README shows of it."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from .measure import Bound, Measurement, Spread
 
@@ -83,15 +84,58 @@ def _versions() -> dict[str, str]:
 
 
 def save(path: Path, measurements: Sequence[Measurement], rounds: int, long: bool) -> None:
-    """Write the table and what it was measured with; nothing that names the host or its paths."""
-    content = {
+    """Write the rows and what they were measured with; nothing that names the host or its paths.
+
+    Rows that the file has and that were not measured now stay, each with its own date.
+    """
+    run = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rounds": rounds,
+        "mode": "long" if long else "short",
+    }
+    rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    rows |= {each.what: {**asdict(each), "state": each.state, **run} for each in measurements}
+    content = {
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "libraries": _versions(),
-        "rounds": rounds,
-        "mode": "long" if long else "short",
-        "rows": [{**asdict(each), "state": each.state} for each in measurements],
+        "rows": list(rows.values()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+SHOWN = {
+    "emit against floor": "`emit`, one task, no fsync, against `orjson.dumps` + SHA-256, batched writes (the floor)",
+    "emit against logging + orjson": "… against logging + orjson to a file",
+    "emit against structlog + orjson": "… against structlog + orjson to a file",
+    "emit against eliot": "… against eliot",
+    "emit against sqlite3 WAL, 500 a commit": "… against sqlite3 WAL, 500 rows a commit",
+    "emit against OTel SDK batch, spans + JSON file": "… against the OpenTelemetry SDK, batches to a JSON file",
+    "emit against auditchain append_many(500)": "… against auditchain, `append_many(500)`",
+    "emit against auditchain append": "… against auditchain, `append`",
+    "emit against evledger at 100 events": "… against evledger at 100 events",
+    "emit against evledger at 10,000 events": "… against evledger at 10,000 events",
+    "append, 100 tasks, disk, against write + fdatasync each": "`append`, 100 tasks, against write + fdatasync each",
+    "8 processes at os: total against 1 process": "eight processes on one ledger, against one",
+    "verify, by default, against PipeWorks' method on each line": "`verify`, against PipeWorks' method on each line",
+    "typed scan against evledger read_all": "a typed scan, against evledger's `read_all`",
+    "CPU of a recorded span against an SDK span, no processor": "CPU of a recorded span, against an SDK span",
+    "peak memory of evledger read_all against the scan's": "memory of evledger's `read_all`, against the scan's",
+    "event loop lag p99 at 50,000 events/s, disk": "delay of other tasks at 50,000 events a second, 99th percentile",
+    "another task's delay while fdatasync hangs for 1 s": "delay of another task while an fdatasync hangs for a second",
+    "tail -f, from just before an append to the read, p50": "from an append to its arrival at a follower, median",
+}
+"""The rows that README shows, and how it calls them."""
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Give the table of README from what was saved."""
+    lines = ["| what | median | min … max | figures |", "|---|---|---|---|"]
+    rows = {row["what"]: row for row in content["rows"]}
+    for what, shown in SHOWN.items():
+        row = rows[what]
+        unit, value = row["unit"].replace("x", "×"), row["value"]
+        extremes = f"{_number(value['low'])} … {_number(value['high'])}"
+        lines.append(f"| {shown} | {_number(value['median'])} {unit} | {extremes} | {row['note']} |")
+    return "\n".join(lines) + "\n"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from collections.abc import AsyncGenerator, Sequence
+import struct
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,11 +244,13 @@ class _Tail:
         fd = open_segment(folder, self.segment, shown=self.path)
         try:
             size = BLOCK
+            # No more than there is, as a large buffer takes longer than the little that mostly comes.
+            end = os.fstat(fd).st_size if end is None else end
             while True:
-                wanted = size if end is None else min(size, end - self.read_to)
+                wanted = min(size, end - self.read_to)
                 block = pread(fd, wanted, self.read_to) if wanted > 0 else b""
                 whole = block[: block.rfind(b"\n") + 1]
-                if whole or len(block) < wanted or size > MAX_LINE:
+                if whole or len(block) < size or size > MAX_LINE:
                     break
                 size *= 4
         finally:
@@ -266,6 +269,18 @@ def _split(whole: bytes) -> list[bytes]:
     if not whole.endswith(b"\n"):
         return [whole] if whole else []
     return [line + b"\n" for line in whole[:-1].split(b"\n")]
+
+
+def _names(events: bytes) -> Iterator[bytes]:
+    """Give the names of the files that inotify's events tell of; empty where there is none (inotify(7))."""
+    at = 0
+    while at < len(events):
+        *_, size = _EVENT.unpack_from(events, at)
+        at += _EVENT.size + size
+        yield events[at - size : at].rstrip(b"\0")
+
+
+_EVENT = struct.Struct("=iIII")
 
 
 class Watch:
@@ -297,9 +312,10 @@ class Watch:
 
     def _drain(self) -> None:
         with suppress(BlockingIOError):
-            while os.read(self._fd, 65_536):
-                pass
-        self._changed.set()
+            while events := os.read(self._fd, 65_536):
+                # The state of the lock changes before the segment does.
+                if any(not name.startswith(b".") for name in _names(events)):
+                    self._changed.set()
 
     def close(self) -> None:
         """Watch no more."""

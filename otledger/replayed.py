@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from otledger import values
+from otledger.decoding import decoder
 from otledger.errors import FormatError
 from otledger.record import DECODE_ERRORS, Record, decode, parse
 
@@ -205,7 +206,7 @@ class ReplayedSpan(msgspec.Struct, gc=False, kw_only=True):
             ) from None
 
 
-_decode = msgspec.json.Decoder(ReplayedSpan).decode
+_decode_span = msgspec.json.Decoder(ReplayedSpan).decode
 _decode_rest = msgspec.json.Decoder(_Rest).decode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _TYPES: Mapping[str, Any] = {
@@ -217,44 +218,52 @@ _TYPES: Mapping[str, Any] = {
 }
 
 
-def maybe_span_in(line: bytes) -> ReplayedSpan | None:
-    """Give the span that a line tells of, None if it is no start or end record.
-
-    What in its payload is not of the format's type is taken as if it were left out; a time that is none is the
-    record's. Raises one of `DECODE_ERRORS` for a damaged line.
-    """
-    # What stands before `type` (format, 3) holds no quotation mark that is not escaped.
-    at = line.find(_TYPE) + _TYPE_LENGTH
-    if line.startswith(_END, at):
-        return _span_in(line, True)
-    return _span_in(line, False) if line.startswith(_START, at) else None
-
-
-_TYPE = b'"type":"'
-_TYPE_LENGTH = len(_TYPE)
-_START, _END = b'otel.span.start"', b'otel.span.end"'
-
-
-def span_of(record: Record) -> ReplayedSpan:
-    """Give the span that a start or end record tells of, as `maybe_span_in` does."""
-    return _span_in(record.line, record.type == END_TYPE)
-
-
-def _span_in(line: bytes, ended: bool) -> ReplayedSpan:
+def _decode_plainly(line: bytes) -> ReplayedSpan:
     try:
-        span = _decode(line)
-        header = span.traceparent
-        span.trace_id = header[3:35]
-        span.span_id = header[36:52]
+        if not line.isascii():
+            line.decode()
+        span = _decode_span(line)
     except DECODE_ERRORS:
         span = _odd(decode(line))
+    span.line = line
+    return span
+
+
+_decode = decoder(ReplayedSpan, _decode_plainly)
+
+
+def span_in(line: bytes) -> ReplayedSpan:
+    """Give the span that the line of a start or end record tells of. Raises one of `DECODE_ERRORS` for no record.
+
+    What in its payload is not of the format's type is taken as if it were left out; a time that is none is the
+    record's.
+    """
+    span = _decode(line)
+    if header := span.traceparent:
+        span.trace_id = header[3:35]
+        span.span_id = header[36:52]
     payload = span.payload
-    if not ended:
+    if span.type != END_TYPE:
         payload.end = None
     elif payload.end is None:
         payload.end = decode(line).time_ns
-    span.line = line
     return span
+
+
+def maybe_span_in(line: bytes) -> ReplayedSpan | None:
+    """Give the span, if the line is of a start or end record. Raises one of `DECODE_ERRORS` for a damaged one."""
+    # What stands before `type` (format, 3) holds no quotation mark that is not escaped.
+    if not line.startswith(_SPAN_TYPES, line.find(b'"type":"') + 8):
+        return None
+    return span_in(line)
+
+
+_SPAN_TYPES = (b'otel.span.end"', b'otel.span.start"')
+
+
+def span_of(record: Record) -> ReplayedSpan:
+    """Give the span that a start or end record tells of, as `span_in` does."""
+    return span_in(record.line)
 
 
 def _rest_of(record: Record) -> _Rest:

@@ -61,6 +61,13 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_figures_of_the_readme_are_those_of_a_saved_run() -> None:
+    command = [sys.executable, "-m", "benchmarks", "--markdown"]
+    table = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True).stdout
+    assert len(table.splitlines()) > 15
+    assert table in README
+
+
 @pytest.mark.parametrize("word", ["/work/", "/root/", "/tmp/w", "\\.\\./shared", "helper-"])
 def test_no_path_of_a_machine_stands_in_a_file(word: str) -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=HERE, capture_output=True, text=True, check=False)

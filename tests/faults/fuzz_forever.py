@@ -4,8 +4,8 @@
     python -m tests.faults.fuzz_forever verifying -max_total_time=600
     python -m tests.faults.fuzz_forever --dice encoding 20000
 
-With `--dice` the examples are those of the short campaign, without atheris. `OTLEDGER_SPEED` names a build of the
-compiled part that is used instead of the installed one.
+With `--dice` the examples are those of the short campaign, without atheris. `OTLEDGER_SPEED` names a folder of builds
+of the compiled parts that are used instead of the installed ones.
 """
 
 import importlib.util
@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 
-def use_build(path: str) -> None:
-    """Have this build of the compiled part imported from now on."""
-    spec = importlib.util.spec_from_file_location("otledger._speed", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["otledger._speed"] = module
-    spec.loader.exec_module(module)
+def use_builds(folder: str) -> None:
+    """Have these builds of the compiled parts imported from now on."""
+    for path in Path(folder).glob("_*.so"):
+        name = f"otledger.{path.name.partition('.')[0]}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
 
 
 class Fed:
@@ -67,8 +69,8 @@ def with_atheris(name: str) -> None:
 
 
 if __name__ == "__main__":
-    if build := os.environ.get("OTLEDGER_SPEED"):
-        use_build(build)
+    if builds := os.environ.get("OTLEDGER_SPEED"):
+        use_builds(builds)
     if sys.argv[1] == "--dice":
         with_dice(sys.argv[2].split(","), int(sys.argv[3]))
     else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import otledger
-from otledger import Journal, Reader, Status, speed, values
+from otledger import Journal, Reader, Status, runs, speed, values
 from otledger.batch import ZEROS, check_line, stamp_plainly
 from otledger.chunks import Chunk, check_chunk
 from otledger.cli.output import UNSAFE, Paint
@@ -26,7 +26,7 @@ from otledger.errors import ConfigurationError, EventRefused, FormatError, Ledge
 from otledger.follow import Cursor
 from otledger.lock import decode_state
 from otledger.predecessors import import_evledger, import_pipeworks
-from otledger.record import DECODE_ERRORS, Encoder, Record, parse
+from otledger.record import DECODE_ERRORS, Encoder, Record, decode, decode_plainly, parse
 from otledger.repair import Plan, plan
 from tests.checker import check
 from tests.faults.fuzzing import (
@@ -304,6 +304,40 @@ def checking(bench: Bench, chance: Chance) -> None:
     assert found[0] == found[1]
 
 
+def decoding(bench: Bench, chance: Chance) -> None:
+    """The compiled decoder and index find in lines what those in Python find."""
+    some = [pick(chance, bench.lines) for _ in range(chance.number(1, 4))]
+    what = chance.number(0, 5)
+    if what == 0:
+        some.append(pick(chance, NASTY_LINES) + b"\n")
+    elif what == 1:
+        some[0] = bent_record(some[0], chance)
+    block = b"".join(some) if what == 2 else damaged(b"".join(some), chance)
+    for line in block.splitlines(keepends=True):
+        found = []
+        for function in (decode, decode_plainly):
+            try:
+                record = function(line)
+                found.append(repr([record.raw, *(getattr(record, name) for name in _READ)]))
+            except DECODE_ERRORS as error:
+                found.append(repr(error))
+        assert found[0] == found[1]
+    kept = runs._cell, speed.order
+    encoded = []
+    for runs._cell, speed.order in (kept, (None, None)):
+        builder = runs.Builder(0)
+        try:
+            builder.add(block + b"\n")
+            builder.add(some[0])
+        finally:
+            runs._cell, speed.order = kept
+        encoded.append(builder.encode(runs.Stamp(0, 0, bytes(16))))
+    assert encoded[0] == encoded[1]
+
+
+_READ = [name for name in Record.__struct_fields__ if name != "stored"]
+
+
 # Opening ----------------------------------------------------------------------------------------------------
 
 
@@ -548,7 +582,7 @@ def misusing(bench: Bench, chance: Chance) -> None:
 
     def call(function: Callable[..., Any] | None, *arguments: Any) -> None:
         if function is not None:
-            with contextlib.suppress(TypeError, ValueError, OverflowError, UnicodeError):
+            with contextlib.suppress(TypeError, ValueError, OverflowError, UnicodeError, AttributeError):
                 function(*arguments)
 
     block = damaged(b"".join(bench.lines[:6]), chance)
@@ -562,6 +596,13 @@ def misusing(bench: Bench, chance: Chance) -> None:
     texts[chance.number(0, len(texts) - 1)] = some()
     call(speed.span, *texts)
     call(speed.span, *texts[: chance.number(0, 10)])
+    call(speed.order, some())
+    if speed.Decoder is not None:
+        call(decode, some())
+        call(decode.cell, some(), some())  # type: ignore[attr-defined]
+        given = [Record, ((b"id", 0, False, Record.__dict__["id"], ...),), Record.__dict__["line"], None]
+        given[chance.number(0, 3)] = some()
+        call(speed.Decoder, *given)
 
 
 TARGETS: dict[str, tuple[Target, int]] = {
@@ -570,6 +611,7 @@ TARGETS: dict[str, tuple[Target, int]] = {
     "misusing": (misusing, 500),
     "receiving": (receiving, 500),
     "checking": (checking, 500),
+    "decoding": (decoding, 500),
     "verifying": (verifying, 600),
     "reading": (reading, 300),
     "recovering": (recovering, 300),

@@ -271,28 +271,29 @@ def forever(*arguments: str, seconds: float, **env: str) -> str:
 
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
-COMPILED = ["encoding", "misusing", "checking"]
+COMPILED = ["encoding", "misusing", "checking", "decoding"]
 
 
-def sanitized(folder: Path) -> tuple[Path, str]:
-    """The compiled part built with sanitizers, and what has to be loaded before the interpreter."""
+def sanitize(folder: Path) -> str:
+    """Build the compiled parts with sanitizers into a folder; give what has to be loaded before the interpreter."""
     compiler = shutil.which("gcc")
-    source = Path(speed.__file__).with_name("_speed.c")
-    if compiler is None or not source.exists():
+    sources = sorted(Path(speed.__file__).parent.glob("_*.c"))
+    if compiler is None or not sources:
         pytest.skip("needs gcc (apt-get install gcc) and the sources")
-    build = folder / f"_speed{sysconfig.get_config_var('EXT_SUFFIX')}"
     include = f"-I{sysconfig.get_path('include')}"
-    command = [compiler, *SANITIZERS, "-fPIC", "-shared", include, str(source), "-o", str(build)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"cannot build with sanitizers: {done.stderr[-300:]}")
+    for source in sources:
+        build = folder / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        command = [compiler, *SANITIZERS, "-fPIC", "-shared", include, str(source), "-o", str(build)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot build with sanitizers: {done.stderr[-300:]}")
     libraries = [
         subprocess.run(
             [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
         ).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    return build, ":".join(libraries)
+    return ":".join(libraries)
 
 
 @pytest.mark.skipif(speed.stamp is None, reason="not compiled here, or no SHA-256 instructions")
@@ -300,14 +301,14 @@ def test_the_compiled_part_under_sanitizers(campaign: str, tmp_path: Path, recor
     """Memory errors and undefined behaviour in the compiled part end the process."""
     if campaign != "long":
         pytest.skip("runs in the long campaign: --campaign long")
-    build, preload = sanitized(tmp_path)
+    preload = sanitize(tmp_path)
     count = 50_000
     shown = forever(
         "--dice",
         ",".join(COMPILED),
         str(count),
         seconds=3600,
-        OTLEDGER_SPEED=str(build),
+        OTLEDGER_SPEED=str(tmp_path),
         LD_PRELOAD=preload,
         # The interpreter frees little at its end; its own allocator would hide what ours does wrong.
         ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1",
