@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import looking, reading, sql, startup, telemetry, views, writing
+from . import looking, reading, rebuilding, sql, startup, telemetry, views, writing
 from .bench import Bench
 from .measure import Measurement
 
@@ -18,6 +18,7 @@ ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
     "memory": writing.memory,
     "verify": reading.verify,
     "scan": reading.scan,
+    "spans": rebuilding.spans,
     "tail": reading.tail,
     "projection": views.projection,
     "stats": views.stats,

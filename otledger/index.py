@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from pathlib import Path
 from otledger.batch import MAX_LINE
 from otledger.errors import JournalError, LedgerError, RootError
 from otledger.filter import Filter
+from otledger.hooks import Progress
 from otledger.run_files import LOCK, Heads, SegmentIndex, locked, open_index
 from otledger.runs import CELL, CELLS, ID, RESOURCE, SPAN, TRACE, TURN, VERSION, Builder, Damaged, Query, key_hash
 from otledger.segment import BLOCK, Piece, list_machines, open_folder, open_segment, pread, read_chain
@@ -41,8 +42,6 @@ _told: set[tuple[Path, str]] = set()
 
 Range = tuple[int, int | None]
 """Where whole lines begin, and where they end: None for the segment's end."""
-Progress = Callable[[int, int], None]
-"""Told how many bytes are done, of how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from otledger.errors import ConfigurationError, FormatError
+from otledger.errors import ConfigurationError
 from otledger.filter import Filter
+from otledger.hooks import OnFault
 from otledger.pairs import Pair, Pairs
 from otledger.record import Record, format_time
 from otledger.replay import GRACE, HOLD, Replay, in_ns
@@ -17,8 +18,7 @@ from otledger.replayed import END_TYPE, START_TYPE, ReplayedSpan, span_of
 from otledger.trace import Gathered, Trace
 from otledger.turns import TURN_GRACE, Turn, Turns, in_order, is_unlinked
 
-if TYPE_CHECKING:
-    OnFault = Callable[[FormatError], None] | None
+K = TypeVar("K", ReplayedSpan, Trace)
 
 _ENOUGH = 10
 LOOKBACK = 3600.0
@@ -41,13 +41,13 @@ class Lookups:
         filter: Filter | None = None,
         *,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[Record]:
         """Iterate over the records that meet `filter`."""
         raise NotImplementedError
 
     def span_records(
-        self, *, machines: Sequence[str] | None = None, on_fault: OnFault = None
+        self, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None
     ) -> Iterator[ReplayedSpan]:
         """Iterate over the start and end records of spans, in the order of `records`, as fast as can be."""
         raise NotImplementedError
@@ -62,18 +62,20 @@ class Lookups:
         source: str | None = None,
         unfinished: bool = True,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[ReplayedSpan]:
         """Iterate over the spans as they end, each once, then, unless `unfinished=False`, over those that have not."""
         window = _Window(since, until, LOOKBACK)
         trace_id = None if trace_id is None else check_trace_id(trace_id)
         wanted = Filter(trace_id=trace_id, ipc_hash=ipc_hash, source=source)
         replay = Replay()
-        for item in self._replayed(replay, window, wanted, machines, on_fault):
-            if isinstance(item, ReplayedSpan) and window.has(item.start):
-                yield item
+        for span in self._replayed(ReplayedSpan, replay, window, wanted, machines, on_fault):
+            if window.has(span.start):
+                yield span
         if unfinished:
-            yield from (span for span in replay.unfinished() if window.has(span.start))
+            ended = self._ended(replay.unfinished(late=True), machines)
+            left = replay.unfinished()
+            yield from (span for span in left if window.has(span.start) and _key(span) not in ended)
 
     def traces(
         self,
@@ -84,7 +86,7 @@ class Lookups:
         hold: int | None = HOLD,
         lookback: float = LOOKBACK,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[Trace]:
         """Iterate over the traces as they are finished, then over those with open spans.
 
@@ -93,12 +95,14 @@ class Lookups:
         """
         window = _Window(since, until, lookback)
         replay = Replay(grace=grace, hold=hold)
-        for item in self._replayed(replay, window, Filter(), machines, on_fault):
-            if isinstance(item, Trace) and window.has(item.start):
-                yield item
-        yield from (trace for trace in replay.finish() if window.has(trace.start))
+        for trace in self._replayed(Trace, replay, window, Filter(), machines, on_fault):
+            if window.has(trace.start):
+                yield trace
+        yield from (left for left in replay.finish() if window.has(left.start))
 
-    def trace(self, trace_id: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None) -> Trace | None:
+    def trace(
+        self, trace_id: str, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None
+    ) -> Trace | None:
         """Give the trace of an id, whole, with the records that were emitted in it; None if there is no span of it.
 
         Raises `ConfigurationError` for what is no trace id.
@@ -120,16 +124,19 @@ class Lookups:
         grace: float = TURN_GRACE,
         hold: int | None = HOLD,
         lookback: float = LOOKBACK,
+        expect: Iterable[str] = (),
         on_unlinked: Callable[[Record], None] | None = None,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[Turn]:
         """Iterate over the turns as they are finished. `on_unlinked` gets the events that belong to none.
+
+        `turn.missing()` gives those of the `expect`ed types that a turn does not have.
 
         A turn may come in several parts, of which the later ones say so: see `otledger.turns.Turns`.
         """
         window = _Window(since, until, lookback)
-        turns = Turns(grace=grace, hold=hold)
+        turns = Turns(grace=grace, hold=hold, expect=expect)
         # Without headers, which may be younger than all that follows them and would hold a machine back.
         wanted = Filter(since=window.first, until=window.last, control=False)
         for record in self.records(wanted, machines=machines, on_fault=on_fault):
@@ -138,12 +145,19 @@ class Lookups:
             yield from (turn for turn in turns.feed(record) if window.has(turn.start))
         yield from (turn for turn in turns.finish() if window.has(turn.start))
 
-    def turn(self, ipc_hash: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None) -> Turn | None:
+    def turn(
+        self,
+        ipc_hash: str,
+        *,
+        expect: Iterable[str] = (),
+        machines: Sequence[str] | None = None,
+        on_fault: OnFault | None = None,
+    ) -> Turn | None:
         """Give the turn of an `ipc_hash`, with the spans that its records were emitted in; None if there is none."""
         found = tuple(self.records(Filter(ipc_hash=ipc_hash), machines=machines, on_fault=on_fault))
         if not found:
             return None
-        turn = Turn(ipc_hash, in_order(found))
+        turn = Turn(ipc_hash, in_order(found), expect=tuple(sorted(set(expect))))
         known = {(span.trace_id, span.span_id) for span in turn.spans if span.end is not None}
         wanted = {(record.trace_id, record.span_id) for record in found if record.trace_id} - known
         around = [
@@ -162,7 +176,7 @@ class Lookups:
         since: int | None = None,
         until: int | None = None,
         machines: Sequence[str] | None = None,
-        on_fault: OnFault = None,
+        on_fault: OnFault | None = None,
     ) -> Iterator[Pair]:
         """Iterate over the pairs of `*.start` and `*.end` events as they are completed, then over what is unmatched.
 
@@ -177,7 +191,7 @@ class Lookups:
         yield from (pair for pair in pairs.finish() if window.has(pair.time))
 
     def ids_like(
-        self, prefix: str, name: str, *, machines: Sequence[str] | None = None, on_fault: OnFault = None
+        self, prefix: str, name: str, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None
     ) -> list[str]:
         """Give what begins with `prefix` among the `trace_id`s or `ipc_hash`es: `name` says which.
 
@@ -192,17 +206,40 @@ class Lookups:
                     break
         return list(found)
 
+    def _ended(self, doubtful: Sequence[ReplayedSpan], machines: Sequence[str] | None) -> set[tuple[str, str]]:
+        """Give those of spans that have an end record somewhere: one that stands long before their start record."""
+        if not doubtful:
+            return set()
+        wanted = set(map(_key, doubtful))
+        # What is no record was reported when all was read.
+        found = self.span_records(machines=machines, on_fault=lambda _: None)
+        return {key for span in found if span.end is not None and (key := _key(span)) in wanted}
+
     def _replayed(
-        self, replay: Replay, window: _Window, filter: Filter, machines: Sequence[str] | None, on_fault: OnFault
-    ) -> Iterator[ReplayedSpan | Trace]:
+        self,
+        kind: type[K],
+        replay: Replay,
+        window: _Window,
+        filter: Filter,
+        machines: Sequence[str] | None,
+        on_fault: OnFault | None,
+    ) -> Iterator[K]:
+        """Feed what may be in a window, and give what is finished, of one kind."""
         records: Iterator[Any]
         if filter == Filter() and window.first is None:
             records = self.span_records(machines=machines, on_fault=on_fault)
         else:
             wanted = replace(filter, type=_SPANS, since=window.first)
             records = self.records(wanted, machines=machines, on_fault=on_fault)
+        feed = replay.feed
         for record in records:
-            yield from replay.feed(record)
+            for item in feed(record):
+                if item.__class__ is kind:
+                    yield item
+
+
+def _key(span: ReplayedSpan) -> tuple[str, str]:
+    return span.trace_id, span.span_id
 
 
 class _Window:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left, insort
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from otledger import values
 from otledger.errors import ConfigurationError
-from otledger.record import RESERVED_TYPES, Record
+from otledger.record import RESERVED_NAMES, RESERVED_TYPES, Record
+
+T = TypeVar("T")
 
 BY_ORDER = "by-order"
 """As a key: none, the first start that is open is the one that ends."""
@@ -23,6 +27,7 @@ _MEMBERS = {
     "ipchash": "ipc_hash",
 }
 _NONE = object()
+START, END = ".start", ".end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,67 +71,76 @@ class Pair:
         }
 
 
-class Pairs:
-    """Matches starts with ends as records come.
+@dataclass(frozen=True, slots=True)
+class Half(Generic[T]):
+    """A start or an end, and what is kept of its record."""
 
-    `key` says what the two have in common: a member of the payload (`data.id`, `data.job.id`), `subject`, `source`,
-    `machine`, `trace_id`, `span_id`, `ipc_hash`, the name of an extension, or `BY_ORDER`. Where several starts of one
-    type have the same key an end belongs to the first of them, and never to a start of a later time. What has no
-    such key is unmatched. What is unmatched is held until `finish`. Raises `ConfigurationError` for a key that
-    cannot be one.
+    base: str
+    key: Any
+    time: int
+    """In nanoseconds since the epoch."""
+    started: bool
+    kept: T
+
+
+_time = attrgetter("time")
+
+
+class Halves(Generic[T]):
+    """Matches starts with ends as records come, and keeps of each that waits what `keep` gives.
+
+    For `key` and the order see `Pairs`. Raises `ConfigurationError` for a key that cannot be one.
     """
 
-    def __init__(self, key: str, *, base: str = "*", start: str = ".start", end: str = ".end") -> None:
+    def __init__(
+        self, key: str, keep: Callable[[Record], T], *, base: str = "*", start: str = START, end: str = END
+    ) -> None:
+        check_key(key)
         self._key = key
         self._path = key.removeprefix("data.").split(".") if key.startswith("data.") else None
-        if not key or _MEMBERS.get(key, key) is None or (self._path is not None and not all(self._path)):
-            raise ConfigurationError(
-                f"{key!r} is no key for pairs: give data.NAME, subject, source, machine, trace_id, span_id, ipc_hash,"
-                f" an extension's name, or {BY_ORDER!r}"
-            )
+        self._keep = keep
         self._base = base
         self._suffixes = start, end
-        # By type without suffix, and key: those that wait for the other.
-        self._starts: dict[tuple[str, bytes], deque[Pair]] = {}
-        self._ends: dict[tuple[str, bytes], deque[Pair]] = {}
-        self._keyless: list[Pair] = []
+        # By type without suffix, and key: those that wait for the other, by time.
+        self._starts: dict[tuple[str, bytes], list[Half[T]]] = {}
+        self._ends: dict[tuple[str, bytes], list[Half[T]]] = {}
+        self._keyless: list[Half[T]] = []
 
-    def feed(self, record: Record) -> Pair | None:
-        """Take a record. Gives the pair that it completes."""
+    def feed(self, record: Record) -> tuple[Half[T], Half[T]] | None:
+        """Take a record. Gives start and end of the pair that it completes."""
         type = record.type
         started = type.endswith(self._suffixes[0])
         if not (started or type.endswith(self._suffixes[1])) or type.startswith(RESERVED_TYPES):
             return None
         base = type.removesuffix(self._suffixes[0] if started else self._suffixes[1])
-        if not fnmatchcase(base, self._base):
+        if self._base != "*" and not fnmatchcase(base, self._base):
             return None
         key = self._key_of(record)
         if key is _NONE:
-            self._keyless.append(_half(base, None, record, started))
+            self._keyless.append(Half(base, None, record.time_ns, started, self._keep(record)))
             return None
         place = base, values.encode(key)
-        half = _half(base, key, record, started)
-        other = self._take(self._ends if started else self._starts, place, record.time_ns, started)
+        half = Half(base, key, record.time_ns, started, self._keep(record))
+        other = self._take(place, half)
         if other is None:
-            (self._starts if started else self._ends).setdefault(place, deque()).append(half)
+            insort((self._starts if started else self._ends).setdefault(place, []), half, key=_time)
             return None
-        return Pair(base, key, half.start or other.start, half.end or other.end)
+        return (half, other) if started else (other, half)
 
-    @staticmethod
-    def _take(
-        waiting: dict[tuple[str, bytes], deque[Pair]], place: tuple[str, bytes], time: int, started: bool
-    ) -> Pair | None:
+    def _take(self, place: tuple[str, bytes], half: Half[T]) -> Half[T] | None:
+        """Give the earliest that waits and fits."""
+        waiting = self._ends if half.started else self._starts
         queue = waiting.get(place)
         if queue is None:
             return None
-        for half in queue:
-            # Machines may be read one after the other: an end may be met before its start.
-            if (half.time >= time) if started else (half.time <= time):
-                queue.remove(half)
-                if not queue:
-                    del waiting[place]
-                return half
-        return None
+        # Machines may be read one after the other: an end may be met before its start.
+        at = bisect_left(queue, half.time, key=_time) if half.started else 0
+        if at == len(queue) or (not half.started and queue[0].time > half.time):
+            return None
+        other = queue.pop(at)
+        if not queue:
+            del waiting[place]
+        return other
 
     def _key_of(self, record: Record) -> Any:
         if self._key == BY_ORDER:
@@ -142,13 +156,55 @@ class Pairs:
             value = getattr(record, member) if member is not None else record.extensions.get(self._key)
         return _NONE if value is None else value
 
-    def finish(self) -> list[Pair]:
+    def finish(self) -> list[Half[T]]:
         """Give what is unmatched, by time; nothing is held then."""
         waiting = [*self._starts.values(), *self._ends.values()]
         left = [*self._keyless, *(half for queue in waiting for half in queue)]
         self._starts, self._ends, self._keyless = {}, {}, []
-        return sorted(left, key=lambda half: half.time)
+        return sorted(left, key=_time)
 
 
-def _half(base: str, key: Any, record: Record, started: bool) -> Pair:
-    return Pair(base, key, record if started else None, None if started else record)
+class Pairs:
+    """Matches starts with ends as records come.
+
+    `key` says what the two have in common: a member of the payload (`data.id`, `data.job.id`), `subject`, `source`,
+    `machine`, `trace_id`, `span_id`, `ipc_hash`, the name of an extension, or `BY_ORDER`. Where several starts of one
+    type have the same key an end belongs to the earliest of them, and never to a start of a later time. What has no
+    such key is unmatched. What is unmatched is held until `finish`. Raises `ConfigurationError` for a key that
+    cannot be one.
+    """
+
+    def __init__(self, key: str, *, base: str = "*", start: str = START, end: str = END) -> None:
+        self._halves: Halves[Record] = Halves(key, _whole, base=base, start=start, end=end)
+
+    def feed(self, record: Record) -> Pair | None:
+        """Take a record. Gives the pair that it completes."""
+        found = self._halves.feed(record)
+        return None if found is None else Pair(found[0].base, found[0].key, found[0].kept, found[1].kept)
+
+    def finish(self) -> list[Pair]:
+        """Give what is unmatched, by time; nothing is held then."""
+        return [
+            Pair(half.base, half.key, half.kept, None) if half.started else Pair(half.base, half.key, None, half.kept)
+            for half in self._halves.finish()
+        ]
+
+
+def check_key(key: str) -> None:
+    """Raise `ConfigurationError` for what cannot be the key of pairs."""
+    path = key.split(".")
+    known = key in _MEMBERS if key in RESERVED_NAMES else "." not in key or path[0] == "data"
+    if not all(path) or not known or _MEMBERS.get(key, key) is None:
+        raise ConfigurationError(
+            f"{key!r} is no key for pairs: give data.NAME, subject, source, machine, trace_id, span_id, ipc_hash,"
+            f" an extension's name, or {BY_ORDER!r}"
+        )
+
+
+def is_half(type: str) -> bool:
+    """Tell whether records of a type are the start or the end of a pair."""
+    return type.endswith((START, END)) and not type.startswith(RESERVED_TYPES)
+
+
+def _whole(record: Record) -> Record:
+    return record

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from otledger.batch import MAX_LINE
 from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
+from otledger.hooks import OnFault, Progress
 from otledger.index import Index, Range, query_of
 from otledger.lookups import Lookups
 from otledger.record import DECODE_ERRORS, Record, decode
@@ -22,6 +23,7 @@ from otledger.segment import (
     BLOCK,
     Chain,
     Piece,
+    SegmentName,
     file_size,
     line_blocks,
     lines_with,
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
     from otledger.run_files import Heads
 
 R = TypeVar("R", Record, ReplayedSpan)
+T = TypeVar("T")
 
-OnFault = Callable[[FormatError], None]
+_SOME = 256
+"""Lines that are looked for at a time in an event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,13 @@ class Reader(Lookups):
 
     What names a trace, a turn, a span, an event or a time is looked up in an index (otledger/index.py), which is kept
     in the partitions' `.cache` as it is needed; nothing else is written, and with `index=False` nothing at all.
+    `progress` is told of each reading how many bytes of the ledger were read or passed over, of how many.
     """
 
-    def __init__(self, root: str | Path, *, index: bool = True) -> None:
+    def __init__(self, root: str | Path, *, index: bool = True, progress: Progress | None = None) -> None:
         self.root = Path(root)
         self._index = index
+        self._progress = progress
         self._heads: dict[str, Heads] = {}
 
     def machines(self) -> list[str]:
@@ -96,7 +102,9 @@ class Reader(Lookups):
         machines: Sequence[str] | None,
         on_fault: OnFault | None,
     ) -> Iterator[R]:
-        streams = [self._of(decode, source, filter, on_fault) for source in self._sources(machines)]
+        sources = list(self._sources(machines))
+        passed = None if self._progress is None else _Passed(self._progress, sources)
+        streams = [self._of(decode, source, filter, on_fault, passed) for source in sources]
         return streams[0] if len(streams) == 1 else heapq.merge(*streams, key=_by_time)
 
     async def arecords(
@@ -170,7 +178,12 @@ class Reader(Lookups):
                 os.close(fd)
 
     def _of(
-        self, decode: Callable[[bytes], R | None], source: _Source, filter: Filter | None, on_fault: OnFault | None
+        self,
+        decode: Callable[[bytes], R | None],
+        source: _Source,
+        filter: Filter | None,
+        on_fault: OnFault | None,
+        passed: _Passed | None,
     ) -> Iterator[R]:
         take = _Take(decode, filter, on_fault)
         places = self._places(source, filter)
@@ -184,11 +197,17 @@ class Reader(Lookups):
                     end = now if end is None else end
                     if rare is not None:
                         for at, line in lines_with(fd, rare, offset, end):
+                            if passed is not None:
+                                passed.tell(source, piece, at)
                             yield from take.from_block(source, piece, at, [line])
                         continue
                     for block in line_blocks(fd, offset, end):
+                        if passed is not None:
+                            passed.tell(source, piece, offset)
                         yield from take.from_block(source, piece, offset, block)
                         offset += sum(map(len, block))
+                if passed is not None:
+                    passed.tell(source, piece, now)
             finally:
                 os.close(fd)
 
@@ -207,10 +226,18 @@ class Reader(Lookups):
 
         take = _Take(decode, filter, on_fault)
         places = self._places(source, filter)
+        rare = filter.rare if filter is not None else None
         for piece in source.chain.pieces:
             fd = await asyncio.to_thread(_open, source, piece)
             async with aiofiles.open(fd, "rb", buffering=0) as file:
                 for offset, end in await asyncio.to_thread(places, fd, piece):
+                    if rare is not None:
+                        found = lines_with(fd, rare, offset, end)
+                        while some := await _in_thread(lambda found=found: list(islice(found, _SOME))):  # type: ignore[misc]
+                            for at, line in some:
+                                for record in take.from_block(source, piece, at, [line]):
+                                    yield record
+                        continue
                     await file.seek(offset)
                     splitter = Splitter(None if end is None else end - offset, offset)
                     while not splitter.done and (block := await file.read(BLOCK)):
@@ -218,6 +245,49 @@ class Reader(Lookups):
                         if lines:
                             for record in take.from_block(source, piece, lines[0][0], [line for _, line in lines]):
                                 yield record
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Call in a thread. Whoever is cancelled meanwhile waits for it: it reads from a file that is then closed."""
+    task = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+class _Passed:
+    """Tells how far a reading has come, over all its machines."""
+
+    def __init__(self, call: Progress, sources: Sequence[_Source]) -> None:
+        self._call = call
+        self._before: dict[tuple[str, SegmentName], int] = {}
+        self._at: dict[str, int] = {}
+        self._all = 0
+        for source in sources:
+            before = 0
+            for piece in source.chain.pieces:
+                self._before[source.machine, piece.name] = before
+                before += _size(source, piece)
+            self._all += before
+
+    def tell(self, source: _Source, piece: Piece, offset: int) -> None:
+        """Tell that a machine is read up to an offset of a segment."""
+        self._at[source.machine] = self._before[source.machine, piece.name] + offset
+        done = sum(self._at.values())
+        # A ledger may grow meanwhile.
+        self._all = max(self._all, done)
+        self._call(done, self._all)
+
+
+def _size(source: _Source, piece: Piece) -> int:
+    if piece.size is not None:
+        return piece.size
+    try:
+        return os.stat(source.path / str(piece.name)).st_size
+    except OSError:
+        return 0
 
 
 class _Places:

@@ -162,10 +162,14 @@ class Replay:
         self._handed.add(trace_id)
         return group.plant()
 
-    def unfinished(self) -> list[ReplayedSpan]:
-        """Give the spans that began and did not end in what was fed, by their start."""
+    def unfinished(self, *, late: bool = False) -> list[ReplayedSpan]:
+        """Give the spans that began and did not end in what was fed, by their start.
+
+        `late`: only those of traces that were handed on before. Their ends may have been told then.
+        """
         groups = [*self._held.values(), *self._busy.values(), *self._bare.values()]
-        return sorted((span for group in groups for span in group.unfinished()), key=_by_start)
+        found = (span for group in groups if group.late or not late for span in group.unfinished())
+        return sorted(found, key=_by_start)
 
     def finish(self) -> list[Trace]:
         """Give all traces that are left, those with open spans too, by their start; nothing is held then."""

@@ -30,6 +30,8 @@ class Turn:
     (`Reader.turn`)."""
     late: bool = False
     """Records of this turn were handed on before."""
+    expect: tuple[str, ...] = ()
+    """The types that whoever asked for it expects."""
 
     @property
     def start(self) -> int:
@@ -71,11 +73,11 @@ class Turn:
         """The types of its records, each once."""
         return tuple(dict.fromkeys(record.type for record in self.records))
 
-    def missing(self, expect: Iterable[str]) -> tuple[str, ...]:
-        """Give those of the expected types that no record of the turn has, sorted."""
-        return tuple(sorted(set(expect).difference(self.types)))
+    def missing(self, expect: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Give those of the expected types, by default `self.expect`, that no record of the turn has, sorted."""
+        return tuple(sorted(set(self.expect if expect is None else expect).difference(self.types)))
 
-    def to_dict(self, expect: Iterable[str] = ()) -> dict[str, Any]:
+    def to_dict(self, expect: Iterable[str] | None = None) -> dict[str, Any]:
         """Give the turn as plain JSON values, without its records."""
         return {
             "ipc_hash": self.ipc_hash,
@@ -137,9 +139,10 @@ class Turns:
     `hold` bytes of lines are held (None: no bound): beyond that the turn that was left alone for longest is handed on.
     """
 
-    def __init__(self, *, grace: float = TURN_GRACE, hold: int | None = HOLD) -> None:
+    def __init__(self, *, grace: float = TURN_GRACE, hold: int | None = HOLD, expect: Iterable[str] = ()) -> None:
         self.unlinked = 0
         """How many events without `ipc_hash` were fed."""
+        self._expect = tuple(sorted(set(expect)))
         self._grace = in_ns(grace)
         self._hold = inf if hold is None else hold
         self._held: OrderedDict[str, _Growing] = OrderedDict()
@@ -189,7 +192,7 @@ class Turns:
     def _hand_on(self, ipc_hash: str, turn: _Growing) -> Turn:
         self._size -= turn.size
         self._handed.add(ipc_hash)
-        return Turn(ipc_hash, in_order(turn.records), late=turn.late)
+        return Turn(ipc_hash, in_order(turn.records), late=turn.late, expect=self._expect)
 
     def finish(self) -> list[Turn]:
         """Give all turns that are left, in the order of their first records; nothing is held then."""

@@ -1,10 +1,12 @@
 """The command line, run as people run it: real processes on real ledgers."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -339,6 +341,45 @@ def test_progress_is_shown_on_a_terminal_only_for_what_lasts(root: Path) -> None
         assert (b"100%" in seen) is expected
     done = subprocess.run([sys.executable, "-c", code, "0.7"], capture_output=True, env=environment(), check=True)
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("show", "show --text a", "show --ipc-hash HASH", "turns", "turn HASH", "turn abab", "trace TRACE", "spans"),
+        *("pairs", "stats", "digest", "verify", "index --rebuild", "sql 'select * from events'", "compact"),
+    ],
+)
+def test_what_reads_much_shows_a_bar_which_makes_place_for_lines(root: Path, tmp_path: Path, command: str) -> None:
+    settings: dict[str, Any] = {"machine": "web1", "service": "shop", "max_segment": 20_000}
+    with otledger.open_sync(root, **settings) as ledger, ledger.turn("ab" * 32), ledger.span("work") as span:
+        for n in range(60):
+            ledger.append("job.start", {"id": n, "fill": "x" * 500})
+    arguments = shlex.split(command.replace("HASH", "ab" * 32).replace("TRACE", span.trace_id))
+    code = "import sys\nfrom otledger.cli import main, output\noutput.Progress.DELAY = 0.0\nmain()"
+    environ = environment(OTLEDGER_ROOT=str(root), COLUMNS="200", NO_COLOR="1")
+    seen = {}
+    for terminal in (True, False):
+        shutil.rmtree(root / "web1" / ".cache", ignore_errors=True)
+        ours, theirs = pty.openpty()
+        with (tmp_path / "out").open("wb") as file:
+            stdout = theirs if terminal else file
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, *arguments], stdout=stdout, stderr=theirs, env=environ
+            )
+        os.close(theirs)
+        seen[terminal] = b""
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 1 << 16):
+                seen[terminal] += part
+        os.close(ours)
+        assert process.wait(60) in (0, 7)
+        assert re.search(rb"[\w-]+ \[[#.]+\] +\d+% of ", seen[terminal])
+    assert b"\x1b[K" not in (tmp_path / "out").read_bytes()
+    # Nothing stands behind a bar in its line: what is left of the terminal is what was written.
+    shown = re.sub(rb"\r\x1b\[K[\w-]+ \[[#.]+\] +\d+% of [\d.]+ \w+(?=\r\x1b\[K)", b"", seen[True])
+    assert b"[#" not in shown
+    assert b"[." not in shown
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly(root: Path) -> None:

@@ -21,7 +21,6 @@ LAYERS = (
     ("view",),
     ("core",),
     ("projection",),
-    ("applying", "projected", "places"),
     ("repair", "selftest"),
     ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
     ("index", "run_files"),
@@ -33,7 +32,7 @@ LAYERS = (
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
     ("decoding",),
-    ("errors", "config", "identity", "ids", "speed", "values", "version"),
+    ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}
 

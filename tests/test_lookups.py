@@ -98,6 +98,19 @@ def test_a_turn_has_the_spans_that_its_records_were_emitted_in(root: Path) -> No
     assert [turn.records for turn in streamed] == [turn.records]
 
 
+def test_the_types_that_a_caller_expects(pipeworks: Path) -> None:
+    turns = list(Reader(pipeworks).turns(expect=EXPECT))
+    assert sum(not turn.missing() for turn in turns) == 107
+    lacking = next(turn for turn in turns if turn.missing())
+    assert lacking.missing() == ("chat.translation",) == lacking.missing(EXPECT)
+    assert lacking.to_dict()["missing"] == ["chat.translation"]
+    assert (lacking.missing([]), lacking.to_dict([])["missing"]) == ((), [])
+    again = Reader(pipeworks).turn(lacking.ipc_hash, expect=EXPECT)
+    assert again is not None
+    assert again.missing() == ("chat.translation",)
+    assert Reader(pipeworks).turn(lacking.ipc_hash).missing() == ()  # type: ignore[union-attr]
+
+
 def test_a_turn_over_several_machines_is_in_the_order_of_time(root: Path) -> None:
     for machine, times in (("m1", (1, 4)), ("m2", (2, 3))):
         with otledger.Journal(root, machine=machine) as journal:
@@ -256,7 +269,41 @@ def test_only_plain_events_of_one_type_are_paired() -> None:
     assert summary("data.id", records, base="b*") == [(1, None, 4)]
 
 
-@pytest.mark.parametrize("key", ["", "data", "id", "data.", "data..id"])
+def test_pairs_are_those_of_a_naive_matching() -> None:
+    chance = random.Random(4)
+    for _ in range(200):
+        records = [
+            event(chance.randrange(12), f"job.{chance.choice(('start', 'end'))}", {"id": chance.randrange(2)}, seq=seq)
+            for seq in range(chance.randrange(14))
+        ]
+        # Whatever comes takes, of the others that wait and fit, the earliest, and of those the one that came first.
+        waiting: list[Record] = []
+        expected = []
+        for record in records:
+            began = record.type == "job.start"
+            fit = [
+                other
+                for other in waiting
+                if other.type != record.type
+                and other.data == record.data
+                and (other.time_ns >= record.time_ns if began else other.time_ns <= record.time_ns)
+            ]
+            other = min(fit, key=lambda other: other.time_ns, default=None)
+            if other is None:
+                waiting.append(record)
+                continue
+            waiting.remove(other)
+            expected.append((record, other) if began else (other, record))
+        pairs = Pairs("data.id")
+        found = [pair for record in records if (pair := pairs.feed(record))]
+        assert [(pair.start.seq, pair.end.seq) for pair in found if pair.start and pair.end] == [
+            (start.seq, end.seq) for start, end in expected
+        ]
+        left = [pair.start or pair.end for pair in pairs.finish()]
+        assert sorted(record.seq for record in left if record) == sorted(record.seq for record in waiting)
+
+
+@pytest.mark.parametrize("key", ["", "data", "id", "data.", "data..id", "meta.id", "time", "seq", "type"])
 def test_what_is_no_key_is_refused(key: str) -> None:
     with pytest.raises(ConfigurationError, match=r"data\.NAME, subject"):
         Pairs(key)
@@ -369,6 +416,7 @@ def test_trace_shows_what_is_out_of_the_ordinary(cli: Run, root: Path) -> None:
         (("turns", "--incomplete"), 2, "--expect"),
         (("turns", "--since", "1h", "--until", "2h"), 2, "before it begins"),
         (("spans", "--since", "1h", "--until", "2h"), 2, "before it begins"),
+        (("pairs", "--since", "1h", "--until", "2h"), 2, "before it begins"),
         (("spans", "--trace", "ffff"), 2, "32 hex digits"),
         (("pairs", "--key", "data"), 2, "data.NAME"),
     ],
@@ -380,6 +428,28 @@ def test_what_cannot_be_found_is_one_line(
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("trace", "TRACE"), ("turn", HASH), ("turns",), ("spans",), ("pairs", "--key", "subject"), ("stats",)),
+        *(("digest",), ("sql", "select type from events"), ("compact",), ("index",), ("index", "--rebuild")),
+    ],
+)
+def test_all_of_it_comes_as_json(cli: Run, shop: Json, arguments: tuple[str, ...]) -> None:
+    with otledger.open_sync(shop["root"], machine="web1") as ledger:
+        ledger.append("job.start", subject="x")
+    done = cli(*(shop["trace"] if each == "TRACE" else each for each in arguments), "--json")
+    assert done.returncode == 0
+    try:
+        plain = json.loads(done.stdout)
+    except ValueError:
+        plain = [json.loads(text) for text in done.stdout.splitlines()]
+    assert isinstance(plain, dict | list)
+    assert plain or arguments == ("compact",)
+    # What is not asked for, and what is for people, is on stderr.
+    assert "\x1b" not in done.stdout
 
 
 def test_the_beginning_of_several_ids_is_not_enough(cli: Run, shop: Json) -> None:

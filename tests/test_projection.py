@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 import otledger
-from otledger import places
-from otledger.applying import BATCH_RECORDS
 from otledger.errors import ConfigurationError, FormatError, ProjectionError, RootError
-from otledger.places import open_partition
 from otledger.predecessors import import_pipeworks
+from otledger.projection import places
+from otledger.projection.applying import BATCH_RECORDS
+from otledger.projection.places import open_partition
 from tests.conftest import Script
 
 DATA = Path(__file__).parent / "data"
@@ -708,10 +708,10 @@ def test_it_is_killed_in_the_middle(root: Path, database: Path, script: Script) 
             connection.execute("INSERT INTO event VALUES (?, ?, ?, ?)", row)
             if record.seq % 100 == 0:
                 print(record.seq, flush=True)
-        otledger.applying.BATCH_RECORDS = 50
+        otledger.projection.applying.BATCH_RECORDS = 50
         table = "CREATE TABLE event (machine, seq, type, data, PRIMARY KEY (machine, seq))"
         otledger.Projection("events", apply, sys.argv[2], root=sys.argv[1], setup=table).catch_up_sync()
-    """.replace("import sys", "import otledger.applying, sys")
+    """.replace("import sys", "import otledger.projection.applying, sys")
     for lines in (1, 5, 11, 18):
         process = script(code, root, database)
         assert process.stdout is not None

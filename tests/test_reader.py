@@ -7,6 +7,7 @@ import heapq
 import json
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -811,3 +812,107 @@ def test_a_line_that_is_completed_while_it_is_read(root: Path) -> None:
     with segment.open("ab") as file:
         file.write(whole[-100:])
     assert [record.data for record in records] == [1, 2]
+
+
+# Progress, and what is looked for in threads
+
+
+def grown(root: Path) -> int:
+    """Two machines, several segments. Gives the bytes."""
+    for machine in ("m1", "m2"):
+        settings: Json = {"machine": machine, "service": "s", "max_segment": 30_000, "durability": "os"}
+        with otledger.open_sync(root, **settings) as ledger:
+            for n in range(300):
+                with ledger.turn(f"turn-{n}"), ledger.span("work"):
+                    ledger.emit("job.start", {"id": n})
+                if n % 20 == 0:
+                    ledger.flush()
+    assert len(list(root.glob("m1/*.jsonl"))) > 2
+    return sum(path.stat().st_size for path in root.glob("*/*.jsonl"))
+
+
+def test_a_reader_tells_how_far_it_has_come(root: Path) -> None:
+    size = grown(root)
+    told: list[tuple[int, int]] = []
+    reader = Reader(root, progress=lambda *each: told.append(each))
+    for read_ in (
+        lambda: reader.records(),
+        lambda: reader.spans(),
+        lambda: reader.traces(),
+        lambda: reader.turns(),
+        lambda: reader.pairs("data.id"),
+        lambda: reader.records(Filter(type="no.such")),
+        # By the index: what it passes over counts too.
+        lambda: reader.records(Filter(ipc_hash="turn-7")),
+        lambda: reader.records(Filter(since=1, until=2)),
+    ):
+        told.clear()
+        list(read_())
+        assert told[-1] == (size, size)
+        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        assert {total for _, total in told} == {size}
+    told.clear()
+    list(reader.records(machines=["m2"]))
+    assert told[-1][1] == sum(path.stat().st_size for path in root.glob("m2/*.jsonl"))
+    # What is added meanwhile is no more than all.
+    records = reader.records(machines=["m1"])
+    next(records)
+    with otledger.Journal(root, machine="m1", service="s", durability="os") as journal:
+        journal.append([otledger.Draft("a.b", "x" * 500) for _ in range(50)])
+    list(records)
+    assert told[-1][0] == told[-1][1]
+    assert all(done <= total for done, total in told)
+
+
+def test_arecords_looks_for_what_is_rare_in_whole_blocks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from otledger import reader as module
+
+    grown(root)
+    searched = []
+    whole = module.lines_with
+
+    def lines_with(fd: int, needle: bytes, *place: Any) -> Any:
+        searched.append(needle)
+        return whole(fd, needle, *place)
+
+    def from_block(*_: Any) -> Any:
+        raise AssertionError("all lines were looked at")
+
+    monkeypatch.setattr(module, "lines_with", lines_with)
+    monkeypatch.setattr(module.Splitter, "feed", from_block)
+    for index in (True, False):
+        for number in (0, 7, 299):
+            wanted = Filter(ipc_hash=f"turn-{number}", type="job.start")
+            found = asyncio.run(collect(Reader(root, index=index).arecords(wanted)))
+            assert [(record.machine, record.data) for record in found] == [
+                ("m1", {"id": number}),
+                ("m2", {"id": number}),
+            ]
+    assert set(searched) == {b"turn-0", b"turn-7", b"turn-299"}
+
+
+async def test_arecords_that_is_cancelled_waits_for_its_thread(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from otledger import reader as module
+
+    grown(root)
+    reached, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    left: list[int] = []
+
+    def lines_with(fd: int, *_: Any) -> Any:
+        loop.call_soon_threadsafe(reached.set)
+        go_on.wait(30)
+        # It is open until the thread is done with it.
+        left.append(os.fstat(fd).st_size)
+        yield from ()
+
+    monkeypatch.setattr(module, "lines_with", lines_with)
+    task = asyncio.create_task(collect(Reader(root, index=False).arecords(Filter(ipc_hash="turn-1"))))
+    await reached.wait()
+    task.cancel()
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(left) == 1

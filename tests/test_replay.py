@@ -355,6 +355,40 @@ def test_memory_is_bounded_and_open_spans_are_not_forgotten() -> None:
     assert (len(whole.roots), whole.unfinished, whole.orphans) == (1, (), ())
 
 
+def test_the_grace_alone_bounds_memory() -> None:
+    """Without any bound of bytes no more is held than a grace's worth of traces, and open spans."""
+    held = []
+    for grace in (1.0, 4.0):
+        replay = Replay(grace=grace, hold=None)
+        whole, most = 0, 0
+        for number in range(2_000):
+            # Ten traces a second, each over at once.
+            at = number * SECOND // 10
+            for record in span_records(1, at, at + 1000, trace=f"{number + 1:032x}"):
+                whole += sum(isinstance(item, Trace) for item in replay.feed(record))
+            most = max(most, number + 1 - whole)
+            assert replay._size < 50 * grace * 400
+        assert len(replay.finish()) + whole == 2_000
+        held.append(most)
+    assert held == [10, 40]
+
+
+def test_a_start_that_comes_long_after_its_end_is_no_open_span(root: Path) -> None:
+    (start, end), others = span_records(1, 0, 10), span_records(2, 500 * SECOND, 501 * SECOND, trace="a" * 32)
+    open_too, _ = span_records(3, 20, 30)
+    with otledger.Journal(root, machine="m1") as journal:
+        parts = [
+            journal.encoder.telemetry(
+                record.type, record.time_ns, bytes(record.raw).decode(), f',"traceparent":"{record.traceparent}"'
+            )
+            for record in (end, *others, start, open_too)
+        ]
+        journal.write(Batch(parts, {}))
+    found = [(span.name, span.end is None) for span in Reader(root).spans()]
+    assert sorted(found) == [("s1", False), ("s2", False), ("s3", True)]
+    assert [span.name for span in Reader(root).spans(unfinished=False)] == ["s1", "s2"]
+
+
 def test_a_time_far_ahead_tears_no_trace_apart() -> None:
     replay = Replay(grace=1.0)
     replay.feed(parse(line("clock.wrong", T0 + 10**17, {})))

@@ -170,7 +170,7 @@ def test_a_window_and_a_choice() -> None:
 def test_bad_questions(root: Path) -> None:
     with pytest.raises(ConfigurationError, match="the window ends before it begins: from 1970-01-01T00:00:00"):
         Selection(since=5, until=4)
-    with pytest.raises(ConfigurationError, match=r"'meta\.id' is no place in a record"):
+    with pytest.raises(ConfigurationError, match=r"'meta\.id' is no key for pairs"):
         stats(EVLEDGER, key="meta.id")
     with pytest.raises(RootError, match="no machine 'web'; there are: ci-1, laptop"):
         stats(EVLEDGER, Selection(machines=["web"]))
@@ -219,6 +219,32 @@ def test_skeletons_and_lines_give_the_same(root: Path) -> None:
     assert stats(root, window) == stats(root, window, cache=False)
 
 
+def test_skeletons_are_used_without_being_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    from otledger.query import rows
+    from otledger.query.compacting import compact
+
+    write_many(root)
+    read: list[str] = []
+    whole = rows.columns
+
+    def columns(extent: Any, *arguments: Any, **options: Any) -> Any:
+        read.append(f"{extent.machine}/{extent.segment}")
+        return whole(extent, *arguments, **options)
+
+    monkeypatch.setattr(rows, "columns", columns)
+    segments = sorted(str(path.relative_to(root)) for path in root.glob("*/*.jsonl"))
+    closed = {f"{each.machine}/{each.segment}" for each in compact(root)}
+    assert len(closed) == len(segments) - 2
+    for way in (stats, digest):
+        read.clear()
+        way(root)
+        assert set(read) == set(segments) - closed
+        read.clear()
+        way(root, cache=False)
+        assert sorted(set(read)) == segments
+
+
 def test_the_numbers_of_spans_and_pairs(root: Path) -> None:
     write_many(root)
     found = stats(root)
@@ -247,6 +273,71 @@ def test_pairs_of_one_key_are_linked_oldest_first(root: Path) -> None:
     pairs = stats(root).pairs["job"]
     assert pairs.seconds is not None
     assert (pairs.seconds.min, pairs.seconds.max) == (15, 30)
+    assert (pairs.unmatched_starts, pairs.unmatched_ends) == (1, 1)
+
+
+def write_pairs(root: Path, chance: random.Random) -> None:
+    """Several machines that share keys: ends before their starts, lost and repeated halves, odd keys and names."""
+    for machine in ("m1", "m2", "m3"):
+        drafts = []
+        for n in range(150):
+            # Those of m3 are in no order of time, and so some ends stand before their starts.
+            at = (chance.randrange(2_000) if machine == "m3" else n * 7) * 10**9
+            key = chance.choice([n, n // 2, str(n), chance.choice([None, True, 1.0, [1], {"a": 1}, "x"])])
+            base = chance.choice(["job", "job", "task.part"])
+            start = (f"{base}.start", {"id": key}, at)
+            end = (f"{base}.end", {"id": key}, at + chance.randrange(20) * 10**9)
+            drafts += chance.choice([[start, end]] * 5 + [[start], [end], [start, start, end], [end, start]])
+        drafts += [("job.end", "no key", 10**9), ("job.start", None, 10**9), ("start", {"id": 1}, 0), (".end", {}, 0)]
+        with otledger.Journal(root, machine=machine, service="s", max_segment=20_000) as journal:
+            journal.append([otledger.Draft(type, data, time=time) for type, data, time in drafts])
+
+
+def test_stats_and_pairs_agree(root: Path) -> None:
+    ledgers = [EVLEDGER]
+    for seed in range(6):
+        write_pairs(root.with_name(f"ledger {seed}"), random.Random(seed))
+        ledgers.append(root.with_name(f"ledger {seed}"))
+    early = 0
+    for ledger in ledgers:
+        order = {(record.machine, record.seq): at for at, record in enumerate(otledger.Reader(ledger).records())}
+        for key in ("data.id", "source", "by-order"):
+            expected: dict[str, list[Any]] = {}
+            for pair in otledger.Reader(ledger).pairs(key):
+                durations, *alone = expected.setdefault(pair.base, [[], 0, 0])
+                if pair.start is not None and pair.end is not None:
+                    durations.append((pair.end.time_ns - pair.start.time_ns) / 1e9)
+                    places = [order[record.machine, record.seq] for record in (pair.start, pair.end)]
+                    early += places != sorted(places)
+                else:
+                    expected[pair.base][1:] = [alone[0] + (pair.end is None), alone[1] + (pair.start is None)]
+            found = stats(ledger, key=key).pairs
+            assert {base: [each.unmatched_starts, each.unmatched_ends] for base, each in found.items()} == {
+                base: numbers[1:] for base, numbers in expected.items()
+            }
+            for base, (durations, *_) in expected.items():
+                spread_ = found[base].seconds
+                assert (spread_.count if spread_ else 0) == len(durations)
+                if spread_:
+                    assert spread_.total == pytest.approx(sum(durations))
+                    assert (spread_.min, spread_.max) == (min(durations), max(durations))
+                    assert spread_.median == statistics.median(durations)
+    assert early > 20
+    assert dict(stats(EVLEDGER).pairs) == {"com.example.job": stats(EVLEDGER).pairs["com.example.job"]}
+
+
+def test_an_end_that_is_read_before_its_start_is_no_outlier_but_counts(root: Path) -> None:
+    emit(
+        root,
+        (9, "job.end", {"id": 1}),
+        (4, "job.start", {"id": 1}),
+        (8, "job.start", {"id": 2}),
+        (6, "job.end", {"id": 2}),
+    )
+    pairs = stats(root).pairs["job"]
+    assert pairs.seconds is not None
+    assert (pairs.seconds.count, pairs.seconds.total) == (1, 5)
+    # An end never belongs to a start of a later time.
     assert (pairs.unmatched_starts, pairs.unmatched_ends) == (1, 1)
 
 
@@ -509,7 +600,7 @@ EACH = '[[rule]]\nname = "a"\nkind = "each"\ntype = "x"\n'
         ("[[rule]]\nname = 'a'\nkind = 'without'\ntype = 'x'\nneeds = [{ typ = 'y' }]", "line 5, needs: .*`typ`"),
         ("[[rule]]\nname = 'a'\ntype = 'x'", "line 1, kind: .*missing required field `kind`"),
         ("[rule]\nname = 'a'", "line 1, rule: expected `array`, got `object`"),
-        ("pairs = 'data.'", "line 1, pairs: 'data.' is no place"),
+        ("pairs = 'data.'", "line 1, pairs: 'data.' is no key"),
     ],
 )
 def test_rules_that_are_wrong(tmp_path: Path, text: str, message: str) -> None:

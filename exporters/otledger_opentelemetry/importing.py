@@ -22,9 +22,10 @@ from google.protobuf.message import DecodeError
 
 from otledger.config import Config
 from otledger.errors import FormatError, RootError
+from otledger.hooks import Progress
 from otledger.journal import Batch, Journal, Resource
 from otledger.predecessors.importing import one_at_a_time
-from otledger.predecessors.intake import BATCH_BYTES, ImportReport, Progress, Refused
+from otledger.predecessors.intake import BATCH_BYTES, ImportReport, Refused
 from otledger.reader import Reader
 from otledger.segment import QUARANTINE, list_machines
 from otledger_opentelemetry import otlp, otlp_json, wire

@@ -11,7 +11,7 @@ from otledger.batch import MAX_LINE
 from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
 from otledger.follow import Cursor
-from otledger.reader import OnFault
+from otledger.hooks import OnFault
 from otledger.record import Record, parse
 from otledger.segment import (
     BLOCK,

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from otledger.cli import options as opt
 from otledger.cli.app import NO_MATCH, Failed, RootOption, command, root_of
-from otledger.cli.options import Json, Machines, once
 
 
 @command(
@@ -15,9 +15,9 @@ from otledger.cli.options import Json, Machines, once
 )
 def index(
     ctx: typer.Context,
-    machine: Machines = None,
+    machine: opt.Machines = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Delete the index and make it again.")] = False,
-    json: Json = False,
+    json: opt.Json = False,
     root: RootOption = None,
 ) -> None:
     """Say how far the index covers each machine's records, by which traces, turns, spans, events and times are found.
@@ -29,7 +29,7 @@ def index(
     from otledger.cli.output import Paint, Progress, out, out_json, size_text, table
 
     folder = root_of(ctx, root)
-    machines = once(machine)
+    machines = opt.once(machine)
     if rebuild:
         with Progress("index") as progress:
             found = indexes.rebuild(folder, machines, progress=progress)

@@ -29,7 +29,7 @@ def stats(
     key: Annotated[
         str, typer.Option(metavar="PLACE", help="What links *.start and *.end: data.NAME, subject, an extension; none.")
     ] = "data.id",
-    top: Annotated[int, typer.Option("--top", "-n", min=1, metavar="N", help="Rows of each table.")] = 20,
+    top: opt.Top = 20,
     all: opt.All = False,
     json: opt.Json = False,
     root: RootOption = None,
@@ -79,7 +79,7 @@ def digest(
     machine: opt.Machines = None,
     since: opt.Since = None,
     until: opt.Until = None,
-    top: Annotated[int, typer.Option("--top", "-n", min=1, metavar="N", help="Rows of each table.")] = 10,
+    top: opt.Top = 10,
     show_rules: Annotated[bool, typer.Option("--show-rules", help="Print the rules, and look at no ledger.")] = False,
     json: opt.Json = False,
     root: RootOption = None,
@@ -119,15 +119,13 @@ def _selection(
     *,
     control: bool,
 ) -> "Selection":
-    from otledger.filter import parse_when
     from otledger.query.scan import Selection
-    from otledger.record import now_ns
 
-    now = now_ns()
+    window = opt.window(since, until)
     return Selection(
         machines=opt.once(machine),
-        since=None if since is None else parse_when(since, now),
-        until=None if until is None else parse_when(until, now),
+        since=window["since"],
+        until=window["until"],
         type=type,
         source=source,
         subject=subject,

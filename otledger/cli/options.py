@@ -49,7 +49,15 @@ Since = Annotated[
 Until = Annotated[str | None, typer.Option(metavar="WHEN", help="Up to then, exclusive.")]
 Text = Annotated[str | None, typer.Option(metavar="TEXT", help="Only lines with this text, in any case.")]
 All = Annotated[bool, typer.Option("--all", "-a", help="Also otledger's own records: headers, checkpoints, …")]
+Expect = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expect", "-e", metavar="TYPE", help="A type that a turn should have; may be repeated.", show_default=False
+    ),
+]
+Top = Annotated[int, typer.Option("--top", "-n", min=1, metavar="N", help="Rows of each table.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Write JSON Lines.")]
 Lines = Annotated[bool, typer.Option("--json", help="Write JSON Lines: each record's line as it is stored.")]
 Long = Annotated[bool, typer.Option("--long", "-l", help="Show ids, hashes and times in full.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Escape nothing: control characters reach the terminal.")]

@@ -33,6 +33,7 @@ def _escape(match: re.Match[str]) -> str:
 
 def out(line: str = "") -> None:
     """Write a line to stdout."""
+    clear_bar()
     sys.stdout.write(line + "\n")
 
 
@@ -51,6 +52,7 @@ def safe_json_lines(text: str) -> str:
 
 def note(text: str) -> None:
     """Write a line to stderr; what is inside cannot make it two."""
+    clear_bar()
     try:
         sys.stdout.flush()
     except OSError:
@@ -163,30 +165,43 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 class Progress:
-    """A bar on stderr for what takes more than a second, on a terminal only. Use it as `with` and call it."""
+    """A bar on stderr for what takes more than a second, on a terminal only. Use it as `with` and call it.
+
+    Lines may be written meanwhile: the bar makes place for them.
+    """
 
     WIDTH = 30
+    DELAY = 1.0
+    """Seconds before it is shown."""
+    shown: Progress | None = None
+    """The bar that stands on the terminal now."""
 
     def __init__(self, what: str, text: Callable[[float], str] = size_text) -> None:
         self._what = what
         self._text = text
-        self._next = time.monotonic() + 1.0
-        self._drawn = False
+        self._next = time.monotonic() + self.DELAY
 
     def __enter__(self) -> Callable[[float, float], None] | None:
         return self._draw if sys.stderr.isatty() else None
 
     def __exit__(self, *_: object) -> None:
-        if self._drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        if Progress.shown is self:
+            clear_bar()
 
     def _draw(self, done: float, total: float) -> None:
         now = time.monotonic()
         if now < self._next:
             return
-        self._next, self._drawn = now + 0.1, True
+        self._next, Progress.shown = now + 0.1, self
         part = min(1.0, done / total) if total else 1.0
         bar = ("#" * int(part * self.WIDTH)).ljust(self.WIDTH, ".")
         sys.stderr.write(f"\r\x1b[K{self._what} [{bar}] {part:4.0%} of {self._text(total)}")
+        sys.stderr.flush()
+
+
+def clear_bar() -> None:
+    """Take the bar off the terminal, if there is one."""
+    if Progress.shown is not None:
+        Progress.shown = None
+        sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from otledger.cli.app import CORRUPT, NO_MATCH, OK
 from otledger.cli.back import Since, end_cursor, newest
-from otledger.cli.output import Paint, note, safe_json
+from otledger.cli.output import Paint, clear_bar, note, safe_json
 from otledger.cli.render import Renderer
 from otledger.errors import FormatError
 from otledger.filter import Filter
@@ -33,6 +33,7 @@ class Printer:
     def record(self, record: Record) -> None:
         """Write a record: the line as it is stored, or a line of text."""
         self.records += 1
+        clear_bar()
         if not self._json:
             sys.stdout.write(self._renderer.line(record) + "\n")
         elif self._raw:

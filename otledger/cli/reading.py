@@ -39,6 +39,7 @@ def show(
     root: RootOption = None,
 ) -> None:
     """Show records, oldest first. What is damaged is reported and passed over; then the exit code is 3."""
+    from otledger.cli.output import Progress
     from otledger.cli.printing import Printer
     from otledger.reader import Reader
 
@@ -50,7 +51,8 @@ def show(
     machines = opt.once(machine)
     printer = Printer(json=json, long=long, raw=raw)
     if limit is None:
-        printer.all(Reader(folder).records(filter, machines=machines, on_fault=printer.fault))
+        with Progress("show") as progress:
+            printer.all(Reader(folder, progress=progress).records(filter, machines=machines, on_fault=printer.fault))
     else:
         from otledger.cli.back import newest
 

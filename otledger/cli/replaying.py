@@ -7,13 +7,6 @@ import typer
 from otledger.cli import options as opt
 from otledger.cli.app import Failed, RootOption, command, root_of
 
-Expect = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--expect", "-e", metavar="TYPE", help="A type that a turn should have; may be repeated.", show_default=False
-    ),
-]
-
 
 @command(
     "otledger trace 4bf92f3577b34da6a3ce929d0e0e4736",
@@ -55,7 +48,7 @@ def spans(
     machine: opt.Machines = None,
     since: opt.Since = None,
     until: opt.Until = None,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON Lines.")] = False,
+    json: opt.JsonLines = False,
     long: opt.Long = False,
     root: RootOption = None,
 ) -> None:
@@ -76,7 +69,7 @@ def spans(
 def turn(
     ctx: typer.Context,
     ipc_hash: Annotated[str, typer.Argument(metavar="HASH", help="The ipc_hash, or the beginning of it.")],
-    expect: Expect = None,
+    expect: opt.Expect = None,
     machine: opt.Machines = None,
     json: opt.Json = False,
     root: RootOption = None,
@@ -94,12 +87,12 @@ def turn(
 )
 def turns(
     ctx: typer.Context,
-    expect: Expect = None,
+    expect: opt.Expect = None,
     incomplete: Annotated[bool, typer.Option("--incomplete", help="Only turns that lack an expected type.")] = False,
     machine: opt.Machines = None,
     since: opt.Since = None,
     until: opt.Until = None,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON Lines.")] = False,
+    json: opt.JsonLines = False,
     long: opt.Long = False,
     root: RootOption = None,
 ) -> None:
@@ -138,7 +131,7 @@ def pairs(
     machine: opt.Machines = None,
     since: opt.Since = None,
     until: opt.Until = None,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON Lines.")] = False,
+    json: opt.JsonLines = False,
     root: RootOption = None,
 ) -> None:
     """List pairs of plain events whose types end with .start and .end, then what is unmatched. How many of each is

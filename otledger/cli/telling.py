@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from otledger.cli.app import NO_MATCH, REFUSED, Failed
-from otledger.cli.output import Paint, counted, duration_text, note, out, out_json, safe, safe_json
+from otledger.cli.output import Paint, Progress, counted, duration_text, note, out, out_json, safe, safe_json
 from otledger.cli.printing import Printer
 from otledger.cli.waterfall import moment, turn_lines, waterfall
 from otledger.identity import boot_id, process_state
@@ -57,10 +57,12 @@ def _printer() -> Printer:
 
 def show_trace(root: Path, given: str, machines: list[str] | None, *, events: bool, json: bool) -> int:
     """Print one trace. Gives the exit code."""
-    reader, printer, id = Reader(root), _printer(), given.strip().lower()
-    if len(id) != 32:
-        id = _whole(reader, id, "trace_id", 32, machines, printer)
-    trace = reader.trace(id, machines=machines, on_fault=printer.fault)
+    printer, id = _printer(), given.strip().lower()
+    with Progress("trace") as progress:
+        reader = Reader(root, progress=progress)
+        if len(id) != 32:
+            id = _whole(reader, id, "trace_id", 32, machines, printer)
+        trace = reader.trace(id, machines=machines, on_fault=printer.fault)
     if trace is None:
         raise Failed(f"there is no span of a trace {id}; see what there is with: otledger spans", NO_MATCH)
     printer.records += 1
@@ -96,14 +98,15 @@ class Choice:
 def show_spans(root: Path, choice: Choice, found: Mapping[str, Any], *, json: bool, long: bool) -> int:
     """Print spans, one a line. Gives the exit code."""
     printer, paint = _printer(), Paint(sys.stdout)
-    for span in Reader(root).spans(**found, on_fault=printer.fault):
-        if not choice.takes(span):
-            continue
-        printer.records += 1
-        if json:
-            _json_line(span.to_dict())
-        else:
-            out(_span_line(span, paint, long=long))
+    with Progress("spans") as progress:
+        for span in Reader(root, progress=progress).spans(**found, on_fault=printer.fault):
+            if not choice.takes(span):
+                continue
+            printer.records += 1
+            if json:
+                _json_line(span.to_dict())
+            else:
+                out(_span_line(span, paint, long=long))
     return printer.code
 
 
@@ -137,21 +140,23 @@ def how_it_ended(span: ReplayedSpan, paint: Paint) -> str:
 
 def show_turn(root: Path, given: str, machines: list[str] | None, expect: Sequence[str], *, json: bool) -> int:
     """Print one turn. Gives the exit code."""
-    reader, printer, ipc_hash = Reader(root), _printer(), given.strip()
-    # What a caller uses as a hash may be any text: only what is not found is looked at more closely.
-    turn = reader.turn(ipc_hash, machines=machines, on_fault=printer.fault)
-    if turn is None and not HASH.fullmatch(ipc_hash):
-        ipc_hash = _whole(reader, ipc_hash.lower(), "ipc_hash", 64, machines, printer)
-        turn = reader.turn(ipc_hash, machines=machines)
+    printer, ipc_hash = _printer(), given.strip()
+    with Progress("turn") as progress:
+        reader = Reader(root, progress=progress)
+        # What a caller uses as a hash may be any text: only what is not found is looked at more closely.
+        turn = reader.turn(ipc_hash, expect=expect, machines=machines, on_fault=printer.fault)
+        if turn is None and not HASH.fullmatch(ipc_hash):
+            ipc_hash = _whole(reader, ipc_hash.lower(), "ipc_hash", 64, machines, printer)
+            turn = reader.turn(ipc_hash, expect=expect, machines=machines)
     if turn is None:
         raise Failed(f"there is no turn {ipc_hash}; see what there is with: otledger turns", NO_MATCH)
     printer.records += 1
     if json:
         records = [record.to_dict() for record in turn.records]
-        out_json({**turn.to_dict(expect), "records": records, "spans": [span.to_dict() for span in turn.spans]})
+        out_json({**turn.to_dict(), "records": records, "spans": [span.to_dict() for span in turn.spans]})
         return printer.code
     paint = Paint(sys.stdout)
-    out(_turn_line(turn, expect, paint, long=True))
+    out(_turn_line(turn, paint, long=True))
     for line in turn_lines(turn):
         out(line)
     return printer.code
@@ -168,30 +173,32 @@ def show_turns(
         nonlocal unlinked
         unlinked += 1
 
-    for turn in Reader(root).turns(**found, on_unlinked=on_unlinked, on_fault=printer.fault):
-        count += 1
-        lacks = bool(turn.missing(expect))
-        complete += not lacks
-        if incomplete and not lacks:
-            continue
-        printer.records += 1
-        if json:
-            _json_line(turn.to_dict(expect))
-        else:
-            out(_turn_line(turn, expect, paint, long=long))
+    with Progress("turns") as progress:
+        reader = Reader(root, progress=progress)
+        for turn in reader.turns(**found, expect=expect, on_unlinked=on_unlinked, on_fault=printer.fault):
+            count += 1
+            lacks = bool(turn.missing())
+            complete += not lacks
+            if incomplete and not lacks:
+                continue
+            printer.records += 1
+            if json:
+                _json_line(turn.to_dict())
+            else:
+                out(_turn_line(turn, paint, long=long))
     said = f", {complete:,} complete" if expect else ""
     note(f"{counted(count, 'turn')}{said}; {counted(unlinked, 'event')} in no turn")
     return printer.code
 
 
-def _turn_line(turn: Turn, expect: Sequence[str], paint: Paint, *, long: bool) -> str:
+def _turn_line(turn: Turn, paint: Paint, *, long: bool) -> str:
     fields = [
         paint.dim(moment(turn.start)),
         paint.bold(safe(turn.ipc_hash if long else turn.ipc_hash[:SHORT])),
         counted(len(turn.records), "record"),
         duration_text(turn.duration),
     ]
-    missing = turn.missing(expect)
+    missing = turn.missing()
     if missing:
         fields.append(paint.red(safe(f"missing {', '.join(missing)}")))
     if turn.late:
@@ -206,17 +213,18 @@ def show_pairs(root: Path, key: str, found: Mapping[str, Any], *, unmatched: boo
     """Print pairs, one a line. Gives the exit code."""
     printer, paint = _printer(), Paint(sys.stdout)
     matched = starts = ends = 0
-    for pair in Reader(root).pairs(key, **found, on_fault=printer.fault):
-        matched += pair.matched
-        starts += pair.end is None
-        ends += pair.start is None
-        if unmatched and pair.matched:
-            continue
-        printer.records += 1
-        if json:
-            _json_line(pair.to_dict())
-        else:
-            out(_pair_line(pair, key, paint))
+    with Progress("pairs") as progress:
+        for pair in Reader(root, progress=progress).pairs(key, **found, on_fault=printer.fault):
+            matched += pair.matched
+            starts += pair.end is None
+            ends += pair.start is None
+            if unmatched and pair.matched:
+                continue
+            printer.records += 1
+            if json:
+                _json_line(pair.to_dict())
+            else:
+                out(_pair_line(pair, key, paint))
     alone = f"{counted(starts, 'start')} without an end, {counted(ends, 'end')} without a start"
     note(f"{counted(matched, 'pair')}; {alone}")
     return printer.code

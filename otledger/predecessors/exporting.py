@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from otledger.errors import FormatError, RootError
+from otledger.hooks import Progress
 from otledger.predecessors import evledger, pipeworks
-from otledger.predecessors.intake import Progress
 from otledger.predecessors.members import UNRESTORABLE, Members, line_of
 from otledger.predecessors.newfolder import NewFolder
 from otledger.predecessors.stored import events, import_partitions, imported, partitions

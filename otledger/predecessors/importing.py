@@ -18,9 +18,10 @@ from typing import Any
 from otledger.config import Config
 from otledger.errors import LockTimeout
 from otledger.folder import check_root, make_partition
+from otledger.hooks import Progress
 from otledger.identity import valid_machine
 from otledger.predecessors import evledger, pipeworks
-from otledger.predecessors.intake import Event, ImportReport, Intake, Progress, Seen
+from otledger.predecessors.intake import Event, ImportReport, Intake, Seen
 from otledger.predecessors.members import UNRESTORABLE, Members, read_object, require
 from otledger.predecessors.sources import evledger_folders, pipeworks_files
 from otledger.predecessors.stored import import_partitions, imported

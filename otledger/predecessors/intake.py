@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from otledger.errors import EventRefused
+from otledger.hooks import Progress
 from otledger.journal import Batch, Journal
 from otledger.predecessors.members import Members, digest
 from otledger.predecessors.sources import LIMIT, Line, lines, size_of
@@ -21,9 +22,6 @@ from otledger.segment import QUARANTINE
 BATCH = 500
 """How many events are made durable together."""
 BATCH_BYTES = 8 << 20
-
-Progress = Callable[[int, int], object]
-"""Called with the bytes that are done, and with all bytes."""
 
 
 @dataclass(frozen=True, slots=True)

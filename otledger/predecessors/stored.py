@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from otledger.errors import FormatError
+from otledger.hooks import OnFault
 from otledger.predecessors.evledger import SUFFIX
-from otledger.reader import OnFault, Reader
+from otledger.reader import Reader
 from otledger.record import RESERVED_TYPES, Record
 from otledger.segment import list_machines
 

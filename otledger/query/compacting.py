@@ -22,6 +22,7 @@ import msgspec
 
 from otledger.errors import FormatError, LedgerError, RootError
 from otledger.folder import write_all
+from otledger.hooks import Progress
 from otledger.query import rows, skeleton
 from otledger.query.extents import Extent, Seal, extents
 from otledger.query.needs import needed
@@ -35,8 +36,6 @@ MAX_FAULTS = 1000
 LOCK = "compact.lock"
 _WORTH = 4 << 20
 """Bytes of a closed segment from which on a skeleton is made in the background."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from otledger.errors import ConfigurationError
+from otledger.hooks import OnFault, Progress
+from otledger.pairs import is_half
 from otledger.query.findings import Finder, Finding, Mention, finder, mention, number, shower
-from otledger.query.pairing import Pairing, check_key, is_half, value_at
+from otledger.query.members import check_place, value_at
+from otledger.query.pairing import Pairing
 from otledger.query.rules import Recent, Rules, Sum, as_list, load, type_test
-from otledger.query.scan import DISTINCT, OnFault, Progress, Scan, Selection
+from otledger.query.scan import DISTINCT, Scan, Selection
 from otledger.query.stats import Stats, of_tally
 from otledger.record import Record
 
@@ -124,7 +127,7 @@ class _Sum:
         self.types = as_list(sum.type)
         self.totals = dict.fromkeys(sum.fields, Total(0, 0))
         self._matches = sum.test()
-        self._paths = {place: check_key(place) for place in sum.fields}
+        self._paths = {place: check_place(place) for place in sum.fields}
 
     def feed(self, record: Record, _: float | None) -> None:
         if not self._matches(record):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from otledger.query.pairing import check_key, value_at
+from otledger.query.members import check_place, value_at
 from otledger.query.rules import DURATION, Each, Outlier, Rule, Spike, Without, as_list, seconds
 from otledger.query.scan import DISTINCT, OTHERS
 from otledger.query.spread import Largest, Values
@@ -136,7 +136,7 @@ class _Outliers(Finder):
         super().__init__(rule, limit)
         self._limit = limit
         self._outlier = rule
-        self._value = None if rule.value == DURATION else check_key(rule.value)
+        self._value = None if rule.value == DURATION else check_place(rule.value)
         self._scope = scoper(rule.by)
         self._values: dict[str, tuple[Values, Largest[Mention]]] = {}
 
@@ -222,7 +222,7 @@ def mention(record: Record, text: str) -> Mention:
 
 def shower(places: list[str]) -> Callable[[Record], str]:
     """Give what tells of a record by some places in it."""
-    paths = [check_key(place) for place in places]
+    paths = [check_place(place) for place in places]
 
     def show(record: Record) -> str:
         return ", ".join(_text(value) for value in (value_at(record, path) for path in paths) if value is not None)
@@ -234,7 +234,7 @@ def scoper(place: str | None) -> Callable[[Record], str]:
     """Give what tells to which scope a record belongs; all to one of no place."""
     if place is None:
         return lambda _: ""
-    path = check_key(place)
+    path = check_place(place)
     return lambda record: _text(value_at(record, path))
 
 

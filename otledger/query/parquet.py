@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -22,6 +22,7 @@ import msgspec
 
 from otledger.errors import FormatError, RootError
 from otledger.folder import make_folder, sync_folder, write_all
+from otledger.hooks import Progress
 from otledger.query import rows
 from otledger.query.extents import Extent, extents
 from otledger.query.needs import needed
@@ -34,8 +35,6 @@ FILE_BYTES = 256 << 20
 """Bytes of lines that a file holds, at most but for a block."""
 GROUP_BLOCKS = 8
 """Blocks of some megabytes that make a row group."""
-
-Progress = Callable[[int, int], None]
 
 
 class Position(msgspec.Struct, frozen=True):

@@ -11,11 +11,10 @@ import msgspec
 
 from otledger.batch import MAX_LINE
 from otledger.errors import FormatError
+from otledger.hooks import OnFault
 from otledger.query.extents import Extent
 from otledger.record import DECODE_ERRORS, RESERVED_NAMES, Record, decode, parse_time
 from otledger.segment import line_blocks
-
-OnFault = Callable[[FormatError], None]
 
 BLOCK_ROWS = 16_384
 BLOCK_BYTES = 4 << 20

@@ -14,7 +14,8 @@ from msgspec import Meta
 
 from otledger.errors import ConfigurationError
 from otledger.filter import parse_when
-from otledger.query.pairing import check_key, value_at
+from otledger.pairs import check_key
+from otledger.query.members import check_place, value_at
 from otledger.record import Record
 
 DEFAULT = Path(__file__).with_name("digest.toml")
@@ -43,7 +44,7 @@ class Match(_Strict, frozen=True, kw_only=True):
     def test(self) -> Callable[[Record], bool]:
         """Give a test of a record."""
         matches = type_test(self.type)
-        where = [(check_key(place), value) for place, value in self.where.items()]
+        where = [(check_place(place), value) for place, value in self.where.items()]
 
         def meets(record: Record) -> bool:
             return matches(record.type) and all(holds(value_at(record, place), value) for place, value in where)
@@ -167,7 +168,7 @@ def _check(path: Path, text: str, rules: Rules) -> None:
             names.add(entry.name)
             for place in entry.places():
                 try:
-                    check_key(place)
+                    check_place(place)
                 except ConfigurationError as error:
                     _refuse(path, text, (section, index, _key_of(entry, place)), str(error))
             if isinstance(entry, Spike) and seconds(entry.within) is None:

@@ -13,15 +13,13 @@ from fnmatch import translate
 from pathlib import Path
 from typing import Any
 
-from otledger.errors import ConfigurationError, FormatError, RootError
+from otledger.errors import ConfigurationError, RootError
+from otledger.hooks import OnFault, Progress
 from otledger.query import skeleton
 from otledger.query.extents import extents
 from otledger.query.spread import Values
 from otledger.record import Record, format_time, parse
 from otledger.segment import list_machines, open_folder, open_segment, pread
-
-OnFault = Callable[[FormatError], None]
-Progress = Callable[[int, int], None]
 
 DISTINCT = 10_000
 """So many different values are counted on their own; what has another one is counted together."""
@@ -48,7 +46,7 @@ class Selection:
     control: bool = False
 
     def __post_init__(self) -> None:
-        if self.since is not None and self.until is not None and self.since >= self.until:
+        if self.since is not None and self.until is not None and self.since > self.until:
             raise ConfigurationError(
                 f"the window ends before it begins: from {format_time(self.since)} until {format_time(self.until)};"
                 " exchange the two"

@@ -7,13 +7,14 @@ skeleton can tell which those are, and else all its lines. Needs pyarrow.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from otledger.errors import FormatError, RootError
+from otledger.hooks import Progress
 from otledger.query import rows, skeleton
 from otledger.query.arrow import ALL, batch, schema
 from otledger.query.extents import Extent
@@ -52,9 +53,7 @@ class Faults:
 class Lines(ds.Dataset):  # type: ignore[misc]
     """All records of some extents. DuckDB calls `scanner` for each scan of a query, as it does of any dataset."""
 
-    def __init__(
-        self, found: Sequence[Extent], *, cache: bool = True, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, found: Sequence[Extent], *, cache: bool = True, progress: Progress | None = None) -> None:
         self._extents = found
         self._cache = cache
         self._progress = progress

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from otledger.errors import ConfigurationError, FormatError
+from otledger.hooks import OnFault
 from otledger.query import rows
 from otledger.query.extents import Extent, Seal, extents
-from otledger.query.rows import COLUMNS, OnFault
+from otledger.query.rows import COLUMNS
 from otledger.segment import CACHE
 
 if TYPE_CHECKING:

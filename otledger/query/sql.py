@@ -9,11 +9,12 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otledger.errors import ConfigurationError, FormatError, QueryError
+from otledger.hooks import Progress
 from otledger.query.extents import extents
 from otledger.query.needs import needed
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from otledger.query.scanning import Lines
-
-Progress = Callable[[int, int], None]
 
 TIMEOUT = 300.0
 MEMORY = 192 << 20

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from otledger.query.pairing import Pairing, PairStats, is_half
-from otledger.query.scan import OTHERS, OnFault, Progress, Scan, Selection, Tally
+from otledger.hooks import OnFault, Progress
+from otledger.pairs import is_half
+from otledger.query.pairing import Pairing, PairStats
+from otledger.query.scan import OTHERS, Scan, Selection, Tally
 from otledger.query.spread import Spread
 
 KEY = "data.id"

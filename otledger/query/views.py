@@ -17,12 +17,14 @@ create temp view events as select
 from {TABLE}
 """
 
-# Of several records of one span its first end counts, else its first start.
+# Of several records of one span its first end counts, else its first start. What begins, ends and lasts how long is
+# what `Reader.spans`, `traces` and `turns` say.
 SPANS = """
 create temp view spans as select
     trace_id, span_id, parent_span_id, name, kind, status,
     make_timestamp(start_ns // 1000) as start_time, make_timestamp(end_ns // 1000) as end_time,
-    try(end_ns - start_ns) as duration_ns, type = 'otel.span.end' as finished,
+    case when end_ns is not null then try(greatest(end_ns, start_ns) - start_ns) end as duration_ns,
+    type = 'otel.span.end' as finished,
     machine, source, subject, ipc_hash, start_ns, end_ns, seq,
     data->'attributes' as attributes, data->'events' as events, data->'links' as links, data
 from events
@@ -43,7 +45,7 @@ from (
         count(*) filter (where status = 'ERROR') as errors,
         count(*) filter (where not finished) as unfinished,
         list(distinct machine order by machine) as machines, list(distinct source order by source) as sources,
-        min(start_ns) as start_ns, max(end_ns) as end_ns
+        min(start_ns) as start_ns, max(greatest(start_ns, coalesce(end_ns, start_ns))) as end_ns
     from spans group by trace_id
 )
 """
@@ -54,11 +56,13 @@ create temp view turns as select
     start_ns, end_ns
 from (
     select
-        ipc_hash, count(*) as records, min(time) as start_time, max(time) as end_time,
+        ipc_hash, count(*) as records, max(time) as end_time,
+        min(case when ends then make_timestamp(start_ns // 1000) else time end) as start_time,
         list(distinct type order by type) as types, list(distinct machine order by machine) as machines,
         count(distinct trace_id) as traces, count(distinct span_id) as spans,
-        min(time_ns) as start_ns, max(time_ns) as end_ns
-    from events where ipc_hash is not null group by ipc_hash
+        min(case when ends then start_ns else time_ns end) as start_ns, max(time_ns) as end_ns
+    from (select *, type = 'otel.span.end' and start_ns is not null as ends from events where ipc_hash is not null)
+    group by ipc_hash
 )
 """
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from otledger.errors import FormatError, ProjectionError
 from otledger.filter import Filter
-from otledger.places import Partition, Place, Stretch, fingerprint, open_partition
-from otledger.projected import Position, Store, of_the_disk, was_commit
+from otledger.hooks import OnFault
+from otledger.projection.places import Partition, Place, Stretch, fingerprint, open_partition
+from otledger.projection.projected import Position, Store, of_the_disk, was_commit
 from otledger.record import DECODE_ERRORS, Record, decode
 
 if TYPE_CHECKING:
     import sqlite3
 
 Apply = Callable[["sqlite3.Connection", Record], object]
-OnFault = Callable[[FormatError], None]
 
 BATCH_RECORDS = 5_000
 BATCH_BYTES = 4 << 20

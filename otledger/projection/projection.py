@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Never, TypeVar
 
-from otledger.applying import Apply, Count, Elsewhere, OnFault, Plan, Run, Stale, batches, standing
 from otledger.config import DEFAULT_ROOT, check_machine
 from otledger.errors import ProjectionError
 from otledger.filter import Filter
-from otledger.places import open_partition
-from otledger.projected import Identity, Position, Setup, Store, of_the_disk, open_store
+from otledger.hooks import OnFault
+from otledger.projection.applying import Apply, Count, Elsewhere, Plan, Run, Stale, batches, standing
+from otledger.projection.places import open_partition
+from otledger.projection.projected import Identity, Position, Setup, Store, of_the_disk, open_store
 from otledger.segment import list_machines
 
 if TYPE_CHECKING:
