@@ -31,6 +31,7 @@ from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, L
 from otledger.folder import check_root, make_partition, sync_folder, write_all
 from otledger.identity import boot_id, host_hash
 from otledger.lock import PartitionLock, State
+from otledger.quarantine import RECOVERY_TYPE, forgotten
 from otledger.record import Draft, Encoder, now_ns
 from otledger.recovery import Finding, Place, inspect, is_synced_end
 from otledger.segment import (
@@ -46,7 +47,6 @@ from otledger.segment import (
     file_size,
     is_foreign,
     last_line,
-    line_at,
     lines,
     list_segments,
     open_segment,
@@ -349,6 +349,10 @@ class Journal:
         return True
 
     def _recover(self, state: State | None) -> None:
+        self._bring_in_order(state)
+        self._record_forgotten_quarantine()
+
+    def _bring_in_order(self, state: State | None) -> None:
         chain = read_chain(self._dir_fd, self.path)
         if not chain.chained:
             raise FormatError(
@@ -416,7 +420,6 @@ class Journal:
         header = chain.pieces[-1].header if chain.pieces else None
         if header is not None and header.host != host_hash() and self._name == place.segment:
             self._start_segment("moved", self._here())
-        self._record_forgotten_quarantine()
 
     def _size_of(self, name: SegmentName) -> int:
         fd = open_segment(self._dir_fd, name, shown=self.path)
@@ -507,7 +510,7 @@ class Journal:
             "reason": reason,
             "records": list(records) if records else None,
         }
-        self._put_own("otledger.recovery", data)
+        self._put_own(RECOVERY_TYPE, data)
 
     def _quarantine(self, prefix: str, data: bytes) -> str:
         name = f"{prefix}.{hashlib.sha256(data).hexdigest()[:16]}"
@@ -534,29 +537,10 @@ class Journal:
         return name
 
     def _record_forgotten_quarantine(self) -> None:
-        """Write the recovery record that a crash right after the cut prevented."""
-        segment = self._name
-        try:
-            folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._dir_fd)
-        except FileNotFoundError:
-            return
-        try:
-            sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
-        finally:
-            os.close(folder)
-        for name, size in sizes.items():
-            head, _, _ = name.rpartition(".")
-            file, _, offset = head.rpartition(".")
-            if file != str(segment) or not offset.isdigit() or int(offset) > self._state.acked:
-                continue
-            data = control_data(line_at(self._fd, int(offset)), "otledger.recovery")
-            if data is not None and data.get("quarantine") == name:
-                continue
-            if any(name.encode() in line for _, line in lines(self._fd, int(offset))):
-                continue
-            assert segment is not None
-            place = Place(segment, int(offset), self._state.seq, b"")
-            self._write_recovery(place, size, name, "found in quarantine without its record", None)
+        """Write the recovery records that a crash right after the cut prevented."""
+        for copy in forgotten(self._dir_fd, self.path):
+            place = Place(copy.segment, copy.offset, self._state.seq, b"")
+            self._write_recovery(place, copy.size, copy.name, "found in quarantine without its record", None)
 
     def _after_failed_sync(self, chain: Chain, state: State) -> None:
         """A sync of this boot failed, or its process died in it: go on in the next segment (format, 6).

@@ -19,7 +19,7 @@ LAYERS = (
     ("integrations", "logging_handler"),
     ("ledger",),
     ("span", "provider", "reader", "follow", "verify", "verifier", "chunks", "workers", "projection", "writer"),
-    ("journal", "checkpoint", "recovery", "lock", "clock", "folder"),
+    ("journal", "checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
     ("segment",),
     ("record", "batch", "replay", "turns", "tree", "strict", "filter", "processors", "schemas", "context"),
     ("errors", "config", "identity", "ids", "speed", "values", "version"),
