@@ -28,7 +28,7 @@ from otledger import clock, values
 from otledger.batch import ZEROS, Tail, caller_part, check_line, checksum_of, has_type, stamp, whole_lines, with_synced
 from otledger.config import Config
 from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, LedgerError, RootError, SyncFailed
-from otledger.folder import check_root, make_partition, sync_folder, write_all
+from otledger.folder import check_root, give_name, make_partition, sync_folder, write_all
 from otledger.identity import boot_id, host_hash
 from otledger.lock import PartitionLock, State
 from otledger.quarantine import RECOVERY_TYPE, forgotten
@@ -40,6 +40,7 @@ from otledger.segment import (
     HEADER_TYPE,
     LOCK_FILE,
     QUARANTINE,
+    UNFINISHED,
     Chain,
     ChainCheck,
     SegmentName,
@@ -621,20 +622,18 @@ class Journal:
         """Create the next segment with its header, durable with its name on return.
 
         `previous` is where its predecessor ends; everything up to there is durable. `again` are parts that the
-        predecessor held beyond that: they become durable together with the header, or not at all.
+        predecessor held beyond that: they become durable together with the header, or not at all. Only what is
+        durable gets a segment's name: so none is there in part after a crash, and none whose sync has failed.
         """
         # A segment that was removed keeps its name: its successor says that it was there.
         taken = [*list_segments(self._dir_fd), *([previous.segment] if previous is not None else [])]
         month = clock.believed_month(self._state, now_ns(), clock.boot_ns())
         name = max(taken).next(month) if taken else SegmentName(month)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(str(name), flags, self.config.file_mode, dir_fd=self._dir_fd)
-        try:
-            self._fill_segment(fd, name, reason, previous, again)
-        except DiskFull:
-            # Nothing in it was acknowledged: without it the next try finds things as they were.
-            os.unlink(str(name), dir_fd=self._dir_fd)
-            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(UNFINISHED, dir_fd=self._dir_fd)
+        fd = os.open(UNFINISHED, flags, self.config.file_mode, dir_fd=self._dir_fd)
+        self._fill_segment(fd, name, reason, previous, again, new=True)
 
     def _rewrite_header(self, name: SegmentName, previous: Place | None) -> None:
         """Give a newest segment without one valid record its header again.
@@ -662,8 +661,16 @@ class Journal:
             self._write_recovery(Place(name, 0, 0, b""), size, kept, "no valid record in the segment", None)
 
     def _fill_segment(
-        self, fd: int, name: SegmentName, reason: str, previous: Place | None, again: Sequence[bytes] = ()
+        self,
+        fd: int,
+        name: SegmentName,
+        reason: str,
+        previous: Place | None,
+        again: Sequence[bytes] = (),
+        *,
+        new: bool = False,
     ) -> None:
+        called = UNFINISHED if new else str(name)
         seq, prev = (previous.seq, previous.prev) if previous is not None else (0, ZEROS)
         if previous is None or not self._chain_id:
             self._chain_id = str(uuid.uuid4())
@@ -684,10 +691,20 @@ class Journal:
             _set_mode(fd, self.config.file_mode)
             write_all(fd, b"".join(block))
             os.fsync(fd)
+            if new:
+                give_name(self._dir_fd, UNFINISHED, str(name))
+                called = str(name)
+                # Whoever looks at what the process has open shall not see a file that is deleted.
+                named = open_segment(self._dir_fd, name, os.O_RDWR | os.O_APPEND, shown=self.path)
+                os.close(fd)
+                fd = named
             sync_folder(self._dir_fd)
         except OSError as error:
             os.close(fd)
             if error.errno in NO_SPACE:
+                if new:
+                    # Nothing in it was acknowledged: without it the next try finds things as they were.
+                    os.unlink(called, dir_fd=self._dir_fd)
                 raise self._explain(error) from error
             self._publish("failed")
             raise SyncFailed(

@@ -23,6 +23,8 @@ CHECKPOINT_TYPE = "otledger.checkpoint"
 LOCK_FILE = ".lock"
 QUARANTINE = "quarantine"
 CACHE = ".cache"
+UNFINISHED = ".new"
+"""What a segment is called until its header is durable. A crash may leave it; the next one to be made removes it."""
 BLOCK = 1 << 20
 _HINT = 1 << 18
 """Bytes of lines that are read at a time."""

@@ -310,11 +310,13 @@ def test_a_folder_that_a_dead_process_made_gets_a_durable_name(
 
 
 def test_order_of_a_cut(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old segment is synced before the new one is made, that before its folder, that before anything is told."""
+    """The old segment is synced before the new one is made, that before it is named, its folder before anything is
+    told.
+    """
     calls: list[str] = []
     closed(root, 1)
     first = newest(root).name
-    for name in ("fsync", "fdatasync", "write", "open"):
+    for name in ("fsync", "fdatasync", "write", "open", "link"):
         real = getattr(os, name)
 
         def call(what: Any, *arguments: Any, name: str = name, real: Any = real, **options: Any) -> Any:
@@ -322,6 +324,8 @@ def test_order_of_a_cut(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             if name == "open":
                 if arguments and arguments[0] & os.O_EXCL:
                     calls.append(f"create {what}")
+            elif name == "link":
+                calls.append(f"name {arguments[0]}")
             else:
                 calls.append(f"{name} {Path(os.readlink(f'/proc/self/fd/{what}')).name}")
             return result
@@ -332,13 +336,68 @@ def test_order_of_a_cut(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append("told")
         monkeypatch.undo()
     second = newest(root).name
-    order = [f"create {second}", f"write {second}", f"fsync {second}", "fsync m1", "told"]
+    order = ["create .new", "write .new", "fsync .new", f"name {second}", "fsync m1", "told"]
     places = [calls.index(step) for step in order]
     assert places == sorted(places)
     # Everything written to the first was synced before.
     last_write = max((i for i, step in enumerate(calls) if step == f"write {first}"), default=-1)
     if last_write >= 0:
         assert f"fdatasync {first}" in calls[last_write : places[0]]
+
+
+def test_a_segment_has_no_name_until_it_is_durable(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sync fails, and the process dies before it can say so: nobody finds the file, or trusts it."""
+    closed(root, 1)
+    names = segment_names(root)
+    real = os.fsync
+
+    def fail(fd: int) -> None:
+        if os.path.isfile(f"/proc/self/fd/{fd}"):
+            raise Killed
+        real(fd)
+
+    target = journal(root, max_segment=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(Killed):
+            put(target, 2)
+    target.after_fork()
+    assert segment_names(root) == names
+    assert len((partition(root) / ".new").read_bytes()) > 400
+    closed(root, 3, max_segment=1)
+    assert not (partition(root) / ".new").exists()
+    assert [path.stat().st_nlink for path in partition(root).glob("*.jsonl")] == [1, 1]
+    assert payloads(sane(root, allow=[Status.OK])) == [1, 3]
+
+
+def test_a_segments_name_that_another_host_takes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock does not reach that host. What it wrote is not overwritten."""
+    closed(root, 1)
+    real = os.link
+
+    def link(old: str, new: str, **options: Any) -> None:
+        (partition(root) / new).write_bytes(b"another host's\n")
+        real(old, new, **options)
+
+    with monkeypatch.context() as patch, journal(root, max_segment=1) as target:
+        patch.setattr(os, "link", link)
+        with pytest.raises(JournalError, match="exists"):
+            put(target, 2)
+        patch.setattr(os, "link", real)
+        assert newest(root).read_bytes() == b"another host's\n"
+        put(target, 3)
+    assert payloads(sane(root)) == [1, 3]
+
+
+def test_a_file_system_without_hard_links(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    closed(root, 1)
+    closed(root, 2, max_segment=1)
+    assert payloads(sane(root, allow=[Status.OK])) == [1, 2]
+    assert not (partition(root) / ".new").exists()
 
 
 # What stays open --------------------------------------------------------------------------------------------
