@@ -1,4 +1,4 @@
-"""What the tests share: a root, a clean environment, the independent checker, and system calls that hang."""
+"""What the tests share: a root, a clean environment, the independent checker, system calls that hang, `--campaign`."""
 
 import contextlib
 import fcntl
@@ -17,6 +17,17 @@ import pytest
 from tests.checker import MACHINE, check, is_unchained
 
 Records = dict[str, list[dict[str, Any]]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--campaign long`: the fault campaign at its full length, which takes hours; CI runs the short one."""
+    parser.addoption("--campaign", choices=("short", "long"), default="short", help="how long the fault campaign runs")
+
+
+@pytest.fixture(scope="session")
+def campaign(request: pytest.FixtureRequest) -> str:
+    """How long the fault campaign runs: `short` or `long`."""
+    return str(request.config.getoption("--campaign"))
 
 
 @pytest.fixture
