@@ -39,11 +39,12 @@ from otledger.batch import (
 )
 from otledger.config import Config
 from otledger.errors import DiskFull, FormatError, JournalError, LedgerClosed, LedgerError, RootError, SyncFailed
-from otledger.folder import check_root, make_partition, sync_folder, write_all
+from otledger.folder import check_root, give_name, make_partition, sync_folder, write_all
 from otledger.identity import boot_id, host_hash
 from otledger.lock import PartitionLock, State
+from otledger.quarantine import RECOVERY_TYPE, forgotten
 from otledger.record import Draft, Encoder, now_ns
-from otledger.recovery import Finding, Place, find_rival, inspect, is_synced_end, unrecorded, way_on
+from otledger.recovery import Finding, Place, find_rival, inspect, is_synced_end, way_on
 from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
@@ -63,6 +64,7 @@ from otledger.segment import (
     list_segments,
     open_segment,
     read_chain,
+    unfinished_name,
 )
 from otledger.version import VERSION
 
@@ -366,6 +368,10 @@ class Journal:
         return True
 
     def _recover(self, state: State | None) -> None:
+        self._bring_in_order(state)
+        self._record_forgotten_quarantine()
+
+    def _bring_in_order(self, state: State | None) -> None:
         chain = read_chain(self._dir_fd, self.path)
         if not chain.chained:
             raise FormatError(
@@ -416,7 +422,6 @@ class Journal:
             self._take_over(chain, header, place, finding, synced)
         else:
             self._go_on(chain, place, finding, synced)
-        self._record_forgotten_quarantine()
 
     def _go_on(self, chain: Chain, place: Place, finding: Finding | None, synced: Place | None) -> None:
         """Do what has to be done where this host wrote last."""
@@ -562,7 +567,7 @@ class Journal:
             "reason": reason,
             "records": list(records) if records else None,
         }
-        self._put_own("otledger.recovery", data)
+        self._put_own(RECOVERY_TYPE, data)
 
     def _quarantine(self, prefix: str, read: Callable[[], Iterable[bytes]]) -> str:
         """Keep what `read` gives, which may be more than the memory holds. Gives the file's name."""
@@ -592,12 +597,10 @@ class Journal:
         return name
 
     def _record_forgotten_quarantine(self) -> None:
-        """Write the recovery record that a crash right after the cut prevented."""
-        segment = self._name
-        assert segment is not None
-        for offset, name, size in unrecorded(self._dir_fd, self.path, segment, self._state.acked):
-            place = Place(segment, offset, self._state.seq, b"")
-            self._write_recovery(place, size, name, "found in quarantine without its record", None)
+        """Write the recovery records that a crash right after the cut prevented."""
+        for copy in forgotten(self._dir_fd, self.path):
+            place = Place(copy.segment, copy.offset, self._state.seq, b"")
+            self._write_recovery(place, copy.size, copy.name, "found in quarantine without its record", None)
 
     def _after_failed_sync(self, chain: Chain, state: State) -> None:
         """A sync of this boot failed, or its process died in it: go on in the next segment (format, 6).
@@ -678,7 +681,8 @@ class Journal:
         """Create the next segment with its header, durable with its name on return.
 
         `previous` is where its predecessor ends; everything up to there is durable. `again` are parts that the
-        predecessor held beyond that: they become durable together with the header, or not at all.
+        predecessor held beyond that: they become durable together with the header, or not at all. Only what is
+        durable gets a segment's name: so none is there in part after a crash, and none whose sync has failed.
         """
         self._check_numbers(0 if previous is None else previous.seq, 1 + len(again))
         # A segment that was removed keeps its name: its successor says that it was there.
@@ -686,13 +690,11 @@ class Journal:
         month = clock.believed_month(self._state, now_ns(), clock.boot_ns())
         name = max(taken).next(month) if taken else SegmentName(month)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(str(name), flags, self.config.file_mode, dir_fd=self._dir_fd)
-        try:
-            self._fill_segment(fd, name, reason, previous, again)
-        except DiskFull:
-            # Nothing in it was acknowledged: without it the next try finds things as they were.
-            os.unlink(str(name), dir_fd=self._dir_fd)
-            raise
+        unfinished = unfinished_name(host_hash())
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished, dir_fd=self._dir_fd)
+        fd = os.open(unfinished, flags, self.config.file_mode, dir_fd=self._dir_fd)
+        self._fill_segment(fd, name, reason, previous, again, new=True)
 
     def _rewrite_header(self, name: SegmentName, previous: Place | None) -> None:
         """Give a newest segment without one valid record its header again.
@@ -720,8 +722,16 @@ class Journal:
             self._write_recovery(Place(name, 0, 0, b""), size, kept, "no valid record in the segment", None)
 
     def _fill_segment(
-        self, fd: int, name: SegmentName, reason: str, previous: Place | None, again: Sequence[bytes] = ()
+        self,
+        fd: int,
+        name: SegmentName,
+        reason: str,
+        previous: Place | None,
+        again: Sequence[bytes] = (),
+        *,
+        new: bool = False,
     ) -> None:
+        called = unfinished_name(host_hash()) if new else str(name)
         seq, prev = (previous.seq, previous.prev) if previous is not None else (0, ZEROS)
         if previous is None or not self._chain_id:
             self._chain_id = str(uuid.uuid4())
@@ -744,10 +754,20 @@ class Journal:
             if file_size(fd) < sum(map(len, block)):
                 raise OSError(errno.EIO, "not all that was written is there")
             os.fsync(fd)
+            if new:
+                give_name(self._dir_fd, called, str(name))
+                called = str(name)
+                # Whoever looks at what the process has open shall not see a file that is deleted.
+                named = open_segment(self._dir_fd, name, os.O_RDWR | os.O_APPEND, shown=self.path)
+                os.close(fd)
+                fd = named
             sync_folder(self._dir_fd)
         except OSError as error:
             os.close(fd)
-            if error.errno in NO_SPACE:
+            if error.errno in (*NO_SPACE, errno.EEXIST):
+                if new:
+                    # Nothing in it was acknowledged: without it the next try finds things as they were.
+                    os.unlink(called, dir_fd=self._dir_fd)
                 raise self._explain(error) from error
             self._publish("failed")
             raise SyncFailed(
