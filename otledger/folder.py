@@ -157,3 +157,9 @@ def write_all(fd: int, data: bytes) -> None:
         if count == 0:
             raise OSError(errno.EIO, "nothing was written")
         view = view[count:]
+
+
+def set_mode(fd: int, mode: int) -> None:
+    """Give what this user owns its mode, whatever the umask; what another made keeps the one that it has."""
+    with suppress(PermissionError):
+        os.fchmod(fd, mode)

@@ -1,17 +1,20 @@
-"""What recovery set aside without a record that says so, because a crash prevented it (format, 6).
+"""The copies of what recovery sets aside: making one, and finding those without a record of them (format, 6).
 
-Only reads. The journal writes the records.
+The journal writes the records.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from otledger.folder import set_mode, write_all
 from otledger.segment import (
     QUARANTINE,
     Chain,
@@ -30,6 +33,37 @@ from otledger.segment import (
 RECOVERY_TYPE = "otledger.recovery"
 
 _COPY = re.compile(r"(.+\.jsonl)\.(0|[1-9]\d*)\.([0-9a-f]{16})", re.ASCII)
+
+
+def keep(dir_fd: int, prefix: str, read: Callable[[], Iterable[bytes]], file_mode: int, folder_mode: int) -> str:
+    """Keep what `read` gives, which may be more than the memory holds, durable on return. Gives the file's name.
+
+    `read` is called twice. Raises OSError, also where the copy does not read as it was written.
+    """
+    digest = _digest(read())
+    name = f"{prefix}.{digest[:16]}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(QUARANTINE, folder_mode, dir_fd=dir_fd)
+    folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        set_mode(folder, folder_mode)
+        # An unfinished copy of an earlier try is written again from its beginning.
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, file_mode, dir_fd=folder)
+        try:
+            set_mode(fd, file_mode)
+            for block in read():
+                write_all(fd, block)
+            os.fsync(fd)
+            if _digest(blocks(fd, 0)) != digest:
+                raise OSError(errno.EIO, f"{QUARANTINE}/{name} does not read as it was written")
+        finally:
+            os.close(fd)
+        os.fsync(folder)
+        os.fsync(dir_fd)
+    finally:
+        os.close(folder)
+    return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import otledger
 from otledger import Journal, Receipt, Status
-from otledger import journal as journal_module
+from otledger import record as record_module
 from otledger.errors import LedgerError
 from tests.checker import check
 from tests.faults.tools import (
@@ -578,7 +578,7 @@ def test_newest_segment_without_a_record(
 ) -> None:
     """A crash while it was made: it gets its header again, under its name."""
     instant = [1_795_000_000_000_000_000]  # 2026-11
-    monkeypatch.setattr(journal_module, "now_ns", lambda: instant[0])
+    monkeypatch.setattr(record_module, "now_ns", lambda: instant[0])
     receipts = crashed(tmp_path / "first", root, 1, 2)
     first = lines_of(newest(root))
     name = "2026-12.jsonl" if month else "2026-11.1.jsonl"
@@ -608,7 +608,7 @@ def test_only_segment_without_a_record(
     root: Path, tmp_path: Path, what: str, lock: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same with the first segment of all: the chain begins in it."""
-    monkeypatch.setattr(journal_module, "now_ns", lambda: 1_795_000_000_000_000_000)
+    monkeypatch.setattr(record_module, "now_ns", lambda: 1_795_000_000_000_000_000)
     crashed(tmp_path / "first", root, 1, 2)
     path = newest(root)
     content = UNFINISHED[what](lines_of(path)[0])

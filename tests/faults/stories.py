@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from otledger import Journal, clock
-from otledger import journal as journal_module
+from otledger import Journal, clock, identity
 from otledger.errors import LockTimeout
 from tests.faults.crashes import Diary, Life, Story
 from tests.faults.recorder import Killed
@@ -122,7 +121,7 @@ def died_in_both(root: Path, diary: Diary) -> None:
 
 def died_elsewhere(root: Path, diary: Diary) -> None:
     """On another host, in a write."""
-    with patch.object(journal_module, "host_hash", lambda: "0" * 32):
+    with patch.object(identity, "host_hash", lambda: "0" * 32):
         died_in_a_write(root, diary)
 
 

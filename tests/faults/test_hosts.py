@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import otledger
-from otledger import Receipt, Status
-from otledger import journal as journal_module
+from otledger import Journal, Receipt, Status, identity
 from otledger import lock as lock_module
 from otledger.errors import LedgerDamaged
 from tests.faults.conftest import Say
@@ -158,7 +157,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Has this process be on the host of this number."""
 
     def on_host(number: int) -> None:
-        monkeypatch.setattr(journal_module, "host_hash", lambda: f"{number:032x}")
+        monkeypatch.setattr(identity, "host_hash", lambda: f"{number:032x}")
         monkeypatch.setattr(lock_module, "boot_id", lambda: f"boot of {number}")
 
     on_host(1)
@@ -290,7 +289,7 @@ def test_bytes_that_come_while_others_are_set_aside(
         newest(root).write_bytes(b"")
         (partition(root) / ".lock").unlink()
     append_bytes(newest(root), b"torn")
-    real, came = journal_module.Journal._quarantine, b"more"
+    real, came = Journal._quarantine, b"more"
 
     def quarantine(self: otledger.Journal, prefix: str, data: bytes) -> str:
         name = real(self, prefix, data)
@@ -298,7 +297,7 @@ def test_bytes_that_come_while_others_are_set_aside(
             append_bytes(newest(root), came)
         return name
 
-    monkeypatch.setattr(journal_module.Journal, "_quarantine", quarantine)
+    monkeypatch.setattr(Journal, "_quarantine", quarantine)
     target = journal(root)
     with pytest.raises(otledger.JournalError, match="somebody else"):
         put(target, 3)

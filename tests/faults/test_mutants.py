@@ -14,8 +14,7 @@ from unittest.mock import patch
 
 import pytest
 
-from otledger import Journal, folder, recovery
-from otledger import journal as journal_module
+from otledger import Journal, folder, partition, quarantine, recovering, recovery
 from otledger.batch import check_line
 from otledger.lock import PartitionLock
 from otledger.recovery import Finding, Inspection, Place
@@ -143,7 +142,7 @@ def writes_once(real: Made) -> Made:
 
     def put(self: Journal, batch: Any) -> Any:
         # What is there is counted as well, against file systems that do the same.
-        with patch.object(journal_module, "_write_some", write_some), without(Journal, "_check_end"):
+        with patch.object(partition, "_write_some", write_some), without(Journal, "_check_end"):
             return real(self, batch)
 
     return put
@@ -223,7 +222,7 @@ def calls_durable_what_is_written(real: Made) -> Made:
 
 def trusts_a_name(real: Made) -> Made:
     def resume(self: Journal, place: Any, synced: Any) -> None:
-        with without(journal_module, "sync_folder"):
+        with without(recovering, "sync_folder"):
             real(self, place, synced)
 
     return resume
@@ -241,15 +240,15 @@ def trusts_a_folder(real: Made) -> Made:
 
 MUTANTS: dict[str, Mutant] = {
     "acknowledges before its sync": Mutant(Journal, "write", acknowledges_before_its_sync, story("batches at disk")),
-    "no sync of the folder of a segment": Mutant(journal_module, "sync_folder", does_nothing, story("batches at disk")),
+    "no sync of the folder of a segment": Mutant(partition, "sync_folder", does_nothing, story("batches at disk")),
     "no sync of the folder of a partition": Mutant(folder, "sync_folder", does_nothing, story("batches at disk")),
     "no sync of a new segment": Mutant(Journal, "_fill_segment", never_syncs_files, story("batches at disk")),
-    "no sync of the quarantine": Mutant(Journal, "_quarantine", never_syncs_files, story("after a death in a write")),
+    "no sync of the quarantine": Mutant(quarantine, "keep", never_syncs_files, story("after a death in a write")),
     "no record of what was set aside": Mutant(
         Journal, "_record_forgotten_quarantine", does_nothing, story("after a death in a write")
     ),
     "recovery looks at the last line only": Mutant(
-        journal_module, "inspect", looks_at_the_last_line, story("batches at disk")
+        recovering, "inspect", looks_at_the_last_line, story("batches at disk")
     ),
     "a failed sync is tried again": Mutant(Journal, "_sync", syncs_again, story("a sync fails")),
     "the lock is not looked at after acquiring": Mutant(
@@ -278,7 +277,7 @@ MUTANTS: dict[str, Mutant] = {
         Journal, "_resume", trusts_a_name, next_life_after(Link)
     ),
     "a dead process's folder is trusted to have its name": Mutant(
-        journal_module, "make_partition", trusts_a_folder, next_life_after(MakeFolder)
+        partition, "make_partition", trusts_a_folder, next_life_after(MakeFolder)
     ),
 }
 
