@@ -173,7 +173,7 @@ def unfinished_name(host: str) -> str:
     A crash may leave it. No reader looks at it, and the next segment that this host makes removes it; another host,
     which the lock may not reach, must not. It holds copies alone, of which nobody was told.
     """
-    return f".new.{host[:16]}"
+    return f".new.{host}"
 
 
 def list_segments(dir_fd: int) -> list[SegmentName]:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from otledger.segment import unfinished_name
 from tests.faults.conftest import Say
 from tests.faults.crashes import Campaign, Story
-from tests.faults.judge import Judge
+from tests.faults.disk import State
+from tests.faults.judge import LEDGER, Judge, Lost, account
 from tests.faults.stories import STORIES, NeverDied, one_dies
 
 LENGTHS = {
@@ -34,6 +36,16 @@ def test_crashes_of_a_story(judge: Judge, story: str, campaign: str, say: Say) -
 
 def test_the_stories_are_enough(campaign: str) -> None:
     assert len(STORIES) * LEAST[campaign] >= ALL[campaign]
+
+
+def test_events_that_only_a_draft_has_are_missed() -> None:
+    line = b'{"id":"%s","type":"app.event"}\n'
+    draft, segment = f"{LEDGER}/m1/{unfinished_name('0' * 32)}", f"{LEDGER}/m1/2026-11.jsonl"
+    left = State({segment: line % b"one", draft: line % b"one" + line % b"two"})
+    account(State({segment: line % b"one", draft: line % b"one"}), left, copied=True)
+    account(left, left, copied=False)
+    with pytest.raises(Lost, match="in no segment"):
+        account(left, left, copied=True)
 
 
 @pytest.mark.parametrize("bad_sync", [False, True])

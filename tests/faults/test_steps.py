@@ -4,6 +4,7 @@ What a death or a power cut leaves at each step is in test_crash_states.py.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import otledger
 from otledger import JournalError, Receipt, Status
 from otledger.identity import host_hash
+from otledger.repair import plan
 from otledger.segment import unfinished_name
 from tests.checker import check
 from tests.faults import stories
@@ -31,6 +33,7 @@ from tests.faults.tools import (
     put,
     sane,
     segment_names,
+    snapshot,
 )
 
 # The names of files ----------------------------------------------------------------------------------------
@@ -95,6 +98,55 @@ def test_a_segment_has_no_name_until_it_is_durable(root: Path, monkeypatch: pyte
     closed(root, 3, max_segment=1)
     assert not (partition(root) / unfinished_name(host_hash())).exists()
     assert [path.stat().st_nlink for path in partition(root).glob("*.jsonl")] == [1, 1]
+    assert payloads(sane(root, allow=[Status.OK])) == [1, 3]
+
+
+DRAFTS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda segment: b"",
+    "torn": lambda segment: segment[:200],
+    "whole": lambda segment: segment,
+    "zeros": lambda segment: bytes(700),
+}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_draft_that_a_crash_left(root: Path, draft: str, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers, verify and repair do not see it; the host's next segment replaces it, and leaves another host's."""
+    closed(root, 1)
+    content = DRAFTS[draft](newest(root).read_bytes())
+    own, other = (partition(root) / unfinished_name(host) for host in (host_hash(), "f" * 32))
+    for path in (own, other):
+        path.write_bytes(content)
+    if alone:
+        # The first segment of all was not finished.
+        newest(root).unlink()
+        (partition(root) / ".lock").unlink()
+    before = snapshot(root)
+    told = [] if alone else [1]
+    assert [record.data for record in otledger.Reader(root).records() if record.type == "app.event"] == told
+    report = otledger.verify(root)
+    assert (report.status, report.faults) == (Status.OK, ())
+    assert [planned.steps for planned in plan(root)] == [()]
+    assert snapshot(root) == before
+    closed(root, 2)
+    assert own.exists() == (not alone)
+    closed(root, 3, max_segment=1)
+    assert not own.exists()
+    assert other.read_bytes() == content
+    assert payloads(sane(root, allow=[Status.OK])) == [*told, 2, 3]
+
+
+def test_a_draft_that_cannot_be_removed(root: Path) -> None:
+    """What somebody put there in its place is named, and nothing is lost by it."""
+    closed(root, 1)
+    odd = partition(root) / unfinished_name(host_hash())
+    odd.mkdir()
+    with journal(root, max_segment=1) as target:
+        with pytest.raises(JournalError, match="directory"):
+            put(target, 2)
+        odd.rmdir()
+        put(target, 3)
     assert payloads(sane(root, allow=[Status.OK])) == [1, 3]
 
 
