@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from otledger.errors import RootError
 from otledger.folder import set_mode, write_all
 from otledger.segment import (
     QUARANTINE,
@@ -26,6 +27,7 @@ from otledger.segment import (
     line_at,
     lines_with,
     list_segments,
+    open_folder,
     open_segment,
     read_chain,
 )
@@ -82,7 +84,7 @@ def forgotten(dir_fd: int, path: Path) -> list[Copy]:
     A copy that is not whole is none of it: it was not finished, so nothing was cut on its account.
     """
     try:
-        folder = os.open(QUARANTINE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        folder = open_folder(QUARANTINE, dir_fd=dir_fd, shown=path / QUARANTINE)
     except FileNotFoundError:
         return []
     try:
@@ -135,7 +137,11 @@ def _named(line: bytes) -> object:
 
 
 def _whole(folder: int, copy: Copy) -> Copy | None:
-    fd = os.open(copy.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+    try:
+        fd = open_segment(folder, copy.name)
+    except (OSError, RootError):
+        # Nothing that recovery made, or another user's: it is for those who can read it.
+        return None
     try:
         name = copy_name(copy.name.rpartition(".")[0], blocks(fd, 0))
         return replace(copy, size=file_size(fd)) if copy.name == name else None

@@ -765,6 +765,22 @@ def test_an_unfinished_copy_of_what_a_power_cut_took(root: Path, tmp_path: Path,
     stays_so(root)
 
 
+def test_odd_files_in_quarantine(root: Path) -> None:
+    """With a copy's name, and nothing that recovery made."""
+    closed(root, 1, 2)
+    names = [f"{newest(root).name}.{number}.{'0' * 16}" for number in range(4)]
+    folder = partition(root) / "quarantine"
+    folder.mkdir(0o700)
+    (folder / names[0]).symlink_to("/etc/passwd")
+    (folder / names[1]).mkdir()
+    os.mkfifo(folder / names[2])
+    (folder / names[3]).symlink_to("/nowhere")
+    closed(root, 3)
+    recover(root)
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert not of_type(sane(root, allow=[Status.OK]), "otledger.recovery")
+
+
 @with_any_lock
 def test_a_copy_of_what_stood_behind_the_end(root: Path, tmp_path: Path, lock: str) -> None:
     """The same with a whole copy, of bytes behind others that the power cut took as well: one record tells of it."""
