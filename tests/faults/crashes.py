@@ -219,7 +219,14 @@ class Campaign:
             else:
                 before = first.state if first.power or not crash.power else State()
             try:
-                self.judge.judge(crash.state, may=crash.expected, must=crash.latest, power=crash.power, before=before)
+                self.judge.judge(
+                    crash.state,
+                    may=crash.expected,
+                    must=crash.latest,
+                    power=crash.power,
+                    before=before,
+                    copied=not (crash.power or (first is not None and first.power)),
+                )
             except AssertionError as error:
                 _tell(error, log, crash, first)
                 raise

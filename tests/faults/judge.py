@@ -1,6 +1,7 @@
 """What must hold after a crash: the promises of docs/durability.md, held against a ledger that is recovered."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ OTHER_BOOT = "0" * 36
 LEDGER = "ledger"
 DRAFT = ".new."
 """How the name of what is to become a segment begins."""
+_EVENT = re.compile(rb'\{"specversion":"1\.0","id":"([^"]*)".*"type":"app\.event".*\}')
 LAST = 10**6
 """The number of the event that is appended after each recovery."""
 
@@ -79,17 +81,17 @@ class Judge:
         self.count = 0
         self._config = journal(folder).config
 
-    def judge(self, state: State, *, may: Expected, must: Expected, power: bool, before: State) -> None:
+    def judge(self, state: State, *, may: Expected, must: Expected, power: bool, before: State, copied: bool) -> None:
         """Recover what a crash left, go on with it, and raise `Lost` at the first promise that is broken.
 
         `may` says what was handed in, and `must` what has to be there. `before` is what was durable when the story
-        began: what an earlier crash left, perhaps, in whose recovery this one was.
+        began: what an earlier crash left, perhaps, in whose recovery this one was. `copied`: see `account`.
         """
         self.count += 1
         top = self.folder / str(self.count)
         top.mkdir()
         try:
-            found = self._recover(top, in_other_boot(state) if power else state, may, before, power)
+            found = self._recover(top, in_other_boot(state) if power else state, may, before, copied)
         except LedgerError as error:
             raise Lost(f"recovery fails: {error}") from error
         finally:
@@ -100,15 +102,14 @@ class Judge:
         for name, data in must.aside.items():
             need(quarantined(state).get(name) == data, f"quarantine/{name} was durable and is not there")
 
-    def _recover(self, top: Path, state: State, may: Expected, before: State, power: bool) -> dict[str, Place]:
+    def _recover(self, top: Path, state: State, may: Expected, before: State, copied: bool) -> dict[str, Place]:
         root = top / LEDGER
         state.write(top)
         odd = foreign_lines(state, may.foreign)
         self._opened(root, odd).after_fork()  # only lets go of its files
         recovered = State.read(top)
-        # Of what a power cut took before the story began, no process had it: its copies may be all that is left.
-        account(state, recovered, copied=not power)
-        account(before, recovered, copied=False)
+        account(state, recovered, copied=copied)
+        account(before, recovered, copied=copied)
         need(foreign_lines(recovered, may.foreign) == odd, "a line of somebody else was moved")
         if self.chance.randrange(2):
             lock = root / self._config.machine / ".lock"
@@ -194,15 +195,14 @@ def foreign_lines(state: State, lines: tuple[bytes, ...]) -> list[tuple[str, int
 
 def _ids(content: bytes) -> set[bytes]:
     """The ids of the events in whole lines."""
-    whole = (line for line in content.split(b"\n")[:-1] if b'"type":"app.event"' in line)
-    return {line.split(b'"id":"', 1)[1].split(b'"', 1)[0] for line in whole}
+    return {match[1] for line in content.split(b"\n")[:-1] if (match := _EVENT.match(line))}
 
 
 def account(crashed: State, recovered: State, *, copied: bool) -> None:
     """Each byte that a crash left is where it was, or in quarantine.
 
     Of what was to become a segment and had no name yet nothing else is asked than that its events stand in segments
-    as well, if `copied`: after a kill. A power cut may have taken those of them that nobody was told are durable.
+    as well, if `copied`: while there was no power cut, which may take what those hold and nobody was told is durable.
     """
     aside = quarantined(recovered)
     for path, content in _but_lock(crashed).items():

@@ -39,7 +39,7 @@ def test_the_stories_are_enough(campaign: str) -> None:
 
 
 def test_events_that_only_a_draft_has_are_missed() -> None:
-    line = b'{"id":"%s","type":"app.event"}\n'
+    line = b'{"specversion":"1.0","id":"%s","type":"app.event"}\n'
     draft, segment = f"{LEDGER}/m1/{unfinished_name('0' * 32)}", f"{LEDGER}/m1/2026-11.jsonl"
     left = State({segment: line % b"one", draft: line % b"one" + line % b"two"})
     account(State({segment: line % b"one", draft: line % b"one"}), left, copied=True)
