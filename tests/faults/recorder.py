@@ -130,7 +130,7 @@ class Recorder:
         self._top = f"{top}/"
         self._bad_syncs, self._full_at = bad_syncs, full_at
         self._die_in, self._half = 0, False
-        self._dies_in_sync = self._is_dead = False
+        self._dies_in_sync, self._is_dead = 0, False
         self._syncs = self._writes = self._handles = 0
         self._is_full = False
         self._files: dict[int, tuple[int, str]] = {}
@@ -140,9 +140,9 @@ class Recorder:
         """Let the process die before so many more calls that change something, or with `half` of a write done."""
         self._die_in, self._half = changes, half
 
-    def die_in_sync(self) -> None:
-        """Let the next sync of a segment fail, and the process die before it learns of that."""
-        self._dies_in_sync = True
+    def die_in_sync(self, number: int = 1) -> None:
+        """Let the sync of a segment with this number from now on fail, and the process die before it learns of that."""
+        self._dies_in_sync = number
 
     def is_another_process(self) -> bool:
         """Go on as a process that lives. Tells whether the one before died."""
@@ -253,11 +253,11 @@ class Recorder:
         if handle is not None:
             self._change()
             self._syncs += self._is_segment(fd)
-            self._is_dead = self._is_segment(fd) and self._dies_in_sync
+            self._dies_in_sync -= self._is_segment(fd)
+            self._is_dead = self._is_segment(fd) and self._dies_in_sync == 0
             fails = self._is_segment(fd) and self._syncs in self._bad_syncs
             self.log.append(Sync(handle, not (fails or self._is_dead)))
             if self._is_dead:
-                self._dies_in_sync = False
                 raise Killed
             if fails:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -142,19 +142,22 @@ def died_in_the_second_segment(root: Path, diary: Diary) -> None:
     dies(died_later)
 
 
-def dies_in_a_sync(**settings: Any) -> Life:
-    """Two processes; a sync of one fails, and it dies before it learns of that. The other goes on."""
+def dies_in_a_sync(*, number: int = 1, fresh: bool = False, **settings: Any) -> Life:
+    """Two processes; a sync of one fails, and it dies before it learns of that. The other goes on, or a `fresh` one."""
 
     def live(root: Path, diary: Diary) -> None:
         one, other = journal(root, **settings), journal(root, **settings)
         diary.put(one, 1)
         diary.put(other, 2, 3)
-        diary.recorder.die_in_sync()
+        diary.recorder.die_in_sync(number)
         with suppress(Killed):
             diary.put(one, 4, 5, size=200)
             diary.sync(one)
         diary.recorder.is_another_process()
         dies(one)
+        if fresh:
+            dies(other)
+            other = journal(root)
         diary.put(other, 6)
         diary.put(other, 7, size=100)
         diary.sync(other)
@@ -257,6 +260,7 @@ STORIES: dict[str, Story] = {
     "two syncs fail later": Story(batches(), bad_syncs=(3, 5)),
     "a process dies in a sync that fails": Story(dies_in_a_sync()),
     "a process dies in a sync that fails at os": Story(dies_in_a_sync(durability="os")),
+    "a process dies in the sync of a new segment": Story(dies_in_a_sync(number=2, fresh=True, max_segment=1000)),
     "the first sync after a power cut fails": Story(few(), lost_power_in_a_write, bad_syncs=(1,)),
     "the first sync fails": Story(few(), died, bad_syncs=(1,)),
     "the first sync of all fails": Story(batches(), bad_syncs=(1,)),

@@ -16,9 +16,10 @@ import pytest
 
 from otledger import Journal, folder, partition, quarantine, recovering, recovery
 from otledger.batch import check_line
+from otledger.identity import host_hash
 from otledger.lock import PartitionLock
 from otledger.recovery import Finding, Inspection, Place
-from otledger.segment import file_size, last_line, line_at, open_folder, open_segment
+from otledger.segment import file_size, last_line, line_at, open_folder, open_segment, unfinished_name
 from tests.faults.crashes import Campaign
 from tests.faults.judge import Judge, Lost
 from tests.faults.recorder import Link, MakeFolder
@@ -212,6 +213,15 @@ def cuts_without_a_sync(real: Made) -> Made:
     return cut_if_due
 
 
+def names_before_it_syncs(real: Made) -> Made:
+    def fill_segment(self: Journal, fd: int, name: Any, *arguments: Any, **options: Any) -> None:
+        if options.pop("new", False):
+            os.rename(unfinished_name(host_hash()), str(name), src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
+        real(self, fd, name, *arguments, **options)
+
+    return fill_segment
+
+
 def calls_durable_what_is_written(real: Made) -> Made:
     def put(self: Journal, batch: Any) -> Any:
         self._state.synced_seq = self._state.seq
@@ -243,6 +253,9 @@ MUTANTS: dict[str, Mutant] = {
     "no sync of the folder of a segment": Mutant(partition, "sync_folder", does_nothing, story("batches at disk")),
     "no sync of the folder of a partition": Mutant(folder, "sync_folder", does_nothing, story("batches at disk")),
     "no sync of a new segment": Mutant(Journal, "_fill_segment", never_syncs_files, story("batches at disk")),
+    "a segment has its name before it is durable": Mutant(
+        Journal, "_fill_segment", names_before_it_syncs, story("a process dies in the sync of a new segment")
+    ),
     "no sync of the quarantine": Mutant(quarantine, "keep", never_syncs_files, story("after a death in a write")),
     "no record of what was set aside": Mutant(
         Journal, "_record_forgotten_quarantine", does_nothing, story("after a death in a write")
