@@ -187,7 +187,6 @@ class Run:
                 record = decode(line)
             except DECODE_ERRORS as error:
                 raise _Met(index, error) from None
-            record.line = line
             if record_test is None or record_test(record):
                 applied += 1
                 try:

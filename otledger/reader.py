@@ -260,16 +260,12 @@ class _Take(Generic[R]):
             block = block[:-1]
         for line in block if line_test is None else filter(line_test, block):
             try:
-                if not line.isascii():
-                    # What the decoder passes over it does not check: payloads, members that it does not know.
-                    line.decode()
                 record = decode(line)
             except DECODE_ERRORS as error:
                 self._fault(source, piece, places, line, error)
                 continue
             if record is None:
                 continue
-            record.line = line
             if record_test is None or record_test(record):
                 yield record
 

@@ -19,6 +19,7 @@ import msgspec
 
 from otledger import speed, values
 from otledger.batch import MAX_LINE, STAMP_ROOM, checksum_of
+from otledger.decoding import decoder
 from otledger.errors import EventRefused, FormatError
 from otledger.ids import event_prefix, event_rest
 from otledger.values import encode
@@ -83,15 +84,21 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
     traceparent: str | None = None
     tracestate: str | None = None
     synced: int | None = None
-    raw: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="data")
+    stored: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="data")
+    """Its payload, as `raw` gives it."""
     # Set after decoding; whatever a line may hold under this name is accepted first.
     line: Any = msgspec.field(default=b"", name="")
     """The line's bytes, with its LF."""
 
     @property
+    def raw(self) -> bytes:
+        """The payload's JSON as it stands in the line; empty where there is none."""
+        return bytes(self.stored)
+
+    @property
     def data(self) -> Any:
         """The payload, with the values that JSON has no word for as they were (format, 3)."""
-        raw = bytes(self.raw)
+        raw = self.raw
         return values.loads(raw) if raw else None
 
     @property
@@ -159,20 +166,30 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
 
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-decode = msgspec.json.Decoder(Record).decode
-"""Gives the record of a line, without its `line`. Raises one of `DECODE_ERRORS`."""
+_decode = msgspec.json.Decoder(Record).decode
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def decode_plainly(line: bytes) -> Record:
+    """Give the record of a line. Raises one of `DECODE_ERRORS`."""
+    if not line.isascii():
+        # What the decoder passes over it does not check: payloads, members that it does not know.
+        line.decode()
+    record = _decode(line)
+    record.line = line
+    return record
+
+
+decode = decoder(Record, decode_plainly)
+"""Gives the record of a line, its checksum unchecked. Raises one of `DECODE_ERRORS`."""
 
 
 def parse(line: bytes) -> Record:
     """Give the record of a line, its checksum unchecked. Raises `FormatError` if it is no such object."""
     try:
-        line.decode()
-        record = decode(line)
+        return decode(line)
     except DECODE_ERRORS as error:
         raise FormatError(f"not a record: {error}") from None
-    record.line = line
-    return record
 
 
 def ipc_hash(payload: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from otledger import values
+from otledger.decoding import decoder
 from otledger.errors import FormatError
 from otledger.record import DECODE_ERRORS, Record, decode, parse
 
@@ -205,7 +206,7 @@ class ReplayedSpan(msgspec.Struct, gc=False, kw_only=True):
             ) from None
 
 
-_decode = msgspec.json.Decoder(ReplayedSpan).decode
+_decode_span = msgspec.json.Decoder(ReplayedSpan).decode
 _decode_rest = msgspec.json.Decoder(_Rest).decode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _TYPES: Mapping[str, Any] = {
@@ -217,25 +218,35 @@ _TYPES: Mapping[str, Any] = {
 }
 
 
+def _decode_plainly(line: bytes) -> ReplayedSpan:
+    try:
+        if not line.isascii():
+            line.decode()
+        span = _decode_span(line)
+    except DECODE_ERRORS:
+        span = _odd(decode(line))
+    span.line = line
+    return span
+
+
+_decode = decoder(ReplayedSpan, _decode_plainly)
+
+
 def span_in(line: bytes) -> ReplayedSpan:
     """Give the span that the line of a start or end record tells of. Raises one of `DECODE_ERRORS` for no record.
 
     What in its payload is not of the format's type is taken as if it were left out; a time that is none is the
     record's.
     """
-    try:
-        span = _decode(line)
-        header = span.traceparent
+    span = _decode(line)
+    if header := span.traceparent:
         span.trace_id = header[3:35]
         span.span_id = header[36:52]
-    except DECODE_ERRORS:
-        span = _odd(decode(line))
     payload = span.payload
     if span.type != END_TYPE:
         payload.end = None
     elif payload.end is None:
         payload.end = decode(line).time_ns
-    span.line = line
     return span
 
 

@@ -26,6 +26,7 @@ from zlib import crc32
 
 import msgspec
 
+from otledger import speed
 from otledger.record import DECODE_ERRORS, Record, decode, parse_time
 
 VERSION = 1
@@ -59,6 +60,11 @@ _SHAPE = b"0000-00-00T00:00:00.000000000Z"
 _EDGE = b'"}\n{"specversion":"1.0"'
 """What stands between the lines that otledger writes. It is found faster than what is always there."""
 _decode_lines = msgspec.json.Decoder(Record).decode_lines
+_cell: Callable[[bytes, int], tuple[int, str, str, bytes, list[tuple[int, int]]] | None] | None = getattr(
+    decode, "cell", None
+)
+"""Gives of a cell's lines how many they are, their least and largest time, their keys packed, and the places of
+telemetry that names its trace in the payload; None where the lines have to be looked at one by one."""
 
 
 class Damaged(Exception):
@@ -99,7 +105,8 @@ class Builder:
         self.start = self.end = start
         self.records = 0
         self._cells: list[tuple[int, int, int, int, int]] = []
-        self._keys: list[int] = []
+        # Each is the hash of a key, and the cell in the last ten bits.
+        self._keys = array("Q")
 
     @property
     def cells(self) -> int:
@@ -108,17 +115,26 @@ class Builder:
 
     def add(self, block: bytes) -> None:
         """Take a cell: lines that are whole, from `end` on."""
-        records, bad = _records(block)
         cell = len(self._cells)
-        least, largest = _times([record.time for record in records])
-        self._keys += [key << 10 | cell for key in _keys(records)]
-        self._cells.append((self.end, least, largest, len(records), _BAD if bad else 0))
-        self.records += len(records)
+        found = _cell(block, cell) if _cell is not None else None
+        if found is None:
+            records, bad = _records(block)
+            count = len(records)
+            times = [record.time for record in records]
+            keys = _keys(records)
+        else:
+            count, *times, packed, places = found
+            bad = False
+            self._keys.frombytes(packed)
+            keys = {key for start, end in places for key in _keys_of_telemetry(decode(block[start:end]))}
+        self._keys.extend([key << 10 | cell for key in keys])
+        self._cells.append((self.end, *_times(times), count, _BAD if bad else 0))
+        self.records += count
         self.end += len(block)
 
     def encode(self, stamp: Stamp) -> bytes:
         """Give the bytes of the run."""
-        cells, keys = self._cells, sorted(self._keys)
+        cells, keys = self._cells, _ordered(self._keys)
         flags = _BAD if any(cell[4] for cell in cells) else 0
         bits = 0
         while len(keys) >> bits > _FEW and bits < _MOST_BITS:
@@ -136,6 +152,13 @@ class Builder:
         return b"".join((head, _WORD.pack(crc32(head)), table, _WORD.pack(crc32(table)), *pages))
 
 
+def _ordered(keys: array[int]) -> array[int]:
+    """Give the keys sorted, each once."""
+    if speed.order is None:
+        return array("Q", sorted(set(keys)))
+    return array("Q", speed.order(keys.tobytes()))
+
+
 def _records(block: bytes) -> tuple[list[Record], bool]:
     """Give the records of whole lines, and whether there is a line that is none."""
     lines = block.count(b"\n")
@@ -143,6 +166,8 @@ def _records(block: bytes) -> tuple[list[Record], bool]:
     apart = block.startswith(b"{") and block.endswith(b"}\n")
     if apart and (block.count(_EDGE) == lines - 1 or block.count(b"}\n{") == lines - 1):
         try:
+            if not block.isascii():
+                block.decode()
             records = _decode_lines(block)
         except DECODE_ERRORS:
             pass
@@ -206,7 +231,7 @@ def _clamped(ns: int) -> int:
     return max(_LEAST, min(_LARGEST, ns))
 
 
-def _pages(keys: Sequence[int], bits: int) -> list[bytes]:
+def _pages(keys: array[int], bits: int) -> list[bytes]:
     """Give the pages over sorted `hash << 10 | cell`; none where a bucket has too many entries.
 
     It has where somebody makes ids of one hash.
@@ -216,7 +241,7 @@ def _pages(keys: Sequence[int], bits: int) -> list[bytes]:
     edges = [0, *(bisect_left(keys, bucket << shift) for bucket in range(1, 1 << bits))]
     edges += [len(keys)] * (buckets + 1 - len(edges))
     # The last 16 bits of each.
-    entries = array("H", array("Q", keys).tobytes())[0 if _LITTLE else 3 :: 4]
+    entries = array("H", keys.tobytes())[0 if _LITTLE else 3 :: 4]
     if not _LITTLE:
         entries.byteswap()
     pages = []

@@ -1,4 +1,4 @@
-"""The compiled hot path (`_speed.c`): where it was not built, each name is None, and Python does the same.
+"""The compiled hot path (`_speed.c`, `_decode.c`): where it was not built, each name is None, and Python does the same.
 
 `OTLEDGER_PURE=1` in the environment leaves it alone.
 """
@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 _compiled: Any = None
+_decoding: Any = None
 if not os.environ.get("OTLEDGER_PURE"):
     with contextlib.suppress(ImportError):
         _compiled = importlib.import_module("otledger._speed")
+        _decoding = importlib.import_module("otledger._decode")
 
 # Without the processor's SHA-256 instructions hashlib is faster.
 _hashing = _compiled if _compiled is not None and _compiled.hashes else None
@@ -45,3 +47,9 @@ check: Callable[[bytes, int, int, int, bytes], tuple[int, int, bytes, list[int]]
 
 Gives where it stopped, how many lines were right, the last one's checksum, and where otledger's own records are.
 """
+Decoder: Callable[[type, tuple[Any, ...], Any, Any], Callable[[bytes], Any]] | None = getattr(
+    _decoding, "Decoder", None
+)
+"""Makes a decoder of lines; see `otledger.decoding`."""
+order: Callable[[bytes], bytes] | None = getattr(_decoding, "order", None)
+"""Sorts 64-bit integers below 2^42, and leaves out those that are there twice."""

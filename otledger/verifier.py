@@ -46,8 +46,10 @@ from otledger.segment import (
 )
 from otledger.strict import DeepCheck
 
-CHUNK = 64 << 20
+CHUNK = 16 << 20
 """Bytes of a segment that are checked at a time, each chunk by one process."""
+_WORTH = 128 << 20
+"""Bytes that are worth another process."""
 
 
 class Status(enum.IntEnum):
@@ -342,7 +344,7 @@ class _Partition:
         total = sum(chunk.end - chunk.start for chunk in chunks)
         wanted = self.processes
         if wanted is None:
-            wanted = min(os.cpu_count() or 1, 1 + total // (2 * CHUNK))
+            wanted = min(os.cpu_count() or 1, 1 + total // _WORTH)
         if wanted > 1 and len(chunks) > 1 and self.deep is None:
             from otledger.workers import check_chunks
 

@@ -1,40 +1,46 @@
-"""Checking chunks in processes of their own, which cost an event loop in this one nothing.
+"""Checking chunks in several processes.
 
 A worker is `python -m otledger.chunks`. It needs nothing of the program that started it, so scripts without a
-`__main__` guard work too.
+`__main__` guard work too. Compiled code checks in a thread of this process as well: it is at work at once, and holds up
+no other thread. Code in Python would, an event loop's too.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 
 import msgspec
 
-from otledger.chunks import Chunk
+from otledger import speed
+from otledger.chunks import Chunk, check_chunk
 from otledger.errors import LedgerError
 
 
 def check_chunks(chunks: list[Chunk], processes: int) -> Iterator[Chunk]:
-    """Give the chunks checked, in their order, by as many worker processes."""
+    """Give the chunks checked, in their order, by as many processes."""
     count = min(processes, len(chunks))
+    own = speed.check is not None
     command = [sys.executable, "-m", "otledger.chunks"]
     workers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(count)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) for _ in range(count - own)
     ]
-    free: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+    free: SimpleQueue[Callable[[Chunk], Chunk]] = SimpleQueue()
     for worker in workers:
-        free.put(worker)
+        free.put(partial(_ask, worker))
+    if own:
+        free.put(check_chunk)
 
     def ask(chunk: Chunk) -> Chunk:
-        worker = free.get()
+        check = free.get()
         try:
-            return _ask(worker, chunk)
+            return check(chunk)
         finally:
-            free.put(worker)
+            free.put(check)
 
     try:
         with ThreadPoolExecutor(count) as pool:

@@ -623,6 +623,7 @@ def test_ids_that_fill_one_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         runs, "crc32", lambda data, start=0: zlib.crc32(data, start) & (0xFFFF if start else 0xFFFFFFFF)
     )
+    monkeypatch.setattr(runs, "_cell", None)
     line = '{"id":"%d","source":"s","type":"t","time":"2026-01-01T00:00:00.000000000Z","machine":"m","seq":0}\n'
     builder = runs.Builder(0)
     for cell in range(8):
@@ -668,6 +669,7 @@ def test_lines_with_a_needle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bl
 
 def test_ids_of_one_hash(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "crc32", lambda data, start=0: 7 if start in range(1, 6) else len(data))
+    monkeypatch.setattr(runs, "_cell", None)
     monkeypatch.setattr(runs, "key_hash", lambda kind, value: 7)
     monkeypatch.setattr(index, "key_hash", lambda kind, value: 7)
     write(root, drafts(random.Random(1), 300))

@@ -22,7 +22,7 @@ from otledger.chunks import Chunk, check_chunk
 from otledger.errors import EventRefused
 from otledger.record import Encoder, parse, parse_time
 
-SOURCE = Path(speed.__file__).with_name("_speed.c")
+PACKAGE = Path(speed.__file__).parent
 
 compiled = pytest.mark.skipif(speed.event is None, reason="the hot path is not compiled here, or OTLEDGER_PURE is set")
 hashing = pytest.mark.skipif(speed.stamp is None, reason="not compiled here, or no SHA-256 instructions")
@@ -31,16 +31,19 @@ hashing = pytest.mark.skipif(speed.stamp is None, reason="not compiled here, or 
 @pytest.mark.skipif(bool(os.environ.get("OTLEDGER_PURE")), reason="asked to stay in Python")
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 def test_it_is_built_where_there_is_a_compiler() -> None:
-    from otledger import _speed
+    from otledger import _decode, _speed
 
-    if SOURCE.exists():
-        assert _speed.source == hashlib.sha256(SOURCE.read_bytes()).hexdigest(), "build it again: pip install -e ."
+    for module in (_speed, _decode):
+        source = PACKAGE / f"{module.__name__.rpartition('.')[2]}.c"
+        if source.exists():
+            assert module.source == hashlib.sha256(source.read_bytes()).hexdigest(), "build it again: pip install -e ."
 
 
 def test_without_it_everything_works(tmp_path: Path) -> None:
     script = (
         "from otledger import speed, open_sync, verify\n"
         "assert speed.event is speed.stamp is speed.check is speed.encode_plain is speed.telemetry is None\n"
+        "assert speed.Decoder is None\n"
         "with open_sync('L', machine='m', service='s', min_free=0) as ledger:\n"
         "    with ledger.span('work'):\n"
         "        ledger.emit('a', {'n': [1, None, 'ä']})\n"
@@ -378,7 +381,7 @@ def hook() -> Any:
 
 def test_a_compiler_that_fails_is_no_error(hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "none"))
-    assert "No such file" in hook.compile_module(SOURCE, tmp_path / "x.so")
+    assert "No such file" in hook.compile_module(PACKAGE / "_speed.c", tmp_path / "x.so")
     monkeypatch.setenv("CC", "false")
-    assert hook.compile_module(SOURCE, tmp_path / "x.so")
+    assert hook.compile_module(PACKAGE / "_speed.c", tmp_path / "x.so")
     assert not list(tmp_path.iterdir())
