@@ -134,6 +134,21 @@ def sync_folder(fd: int) -> None:
     os.fsync(fd)
 
 
+def give_name(folder: int, old: str, new: str) -> None:
+    """Rename a file within a folder; FileExistsError where the name is taken, also by another host at this moment."""
+    try:
+        os.link(old, new, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without hard links. Only the lock keeps others from the name there.
+        if new in os.listdir(folder):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from error
+        os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+    else:
+        os.unlink(old, dir_fd=folder)
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write all of `data`, going on after short writes. Raises OSError."""
     view = memoryview(data)
@@ -142,3 +157,9 @@ def write_all(fd: int, data: bytes) -> None:
         if count == 0:
             raise OSError(errno.EIO, "nothing was written")
         view = view[count:]
+
+
+def set_mode(fd: int, mode: int) -> None:
+    """Give what this user owns its mode, whatever the umask; what another made keeps the one that it has."""
+    with suppress(PermissionError):
+        os.fchmod(fd, mode)

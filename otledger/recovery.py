@@ -15,7 +15,6 @@ from otledger.batch import ZEROS, Tail, check_line
 from otledger.lock import State
 from otledger.segment import (
     CHECKPOINT_TYPE,
-    QUARANTINE,
     Chain,
     ChainCheck,
     Piece,
@@ -28,7 +27,6 @@ from otledger.segment import (
     last_line,
     line_at,
     lines,
-    open_folder,
     open_segment,
 )
 
@@ -105,33 +103,6 @@ def way_on(chain: Chain, place: Place, finding: Finding | None, size_of: Callabl
     if newest != place.segment or (here and not residue) or size_of(place.segment) != place.offset:
         return Way(begin=True)
     return Way()
-
-
-def unrecorded(dir_fd: int, path: Path, segment: SegmentName, end: int) -> list[tuple[int, str, int]]:
-    """Give offset, name and size of what was set aside from a segment and is named by no record behind that place."""
-    try:
-        folder = open_folder(QUARANTINE, dir_fd=dir_fd, shown=path / QUARANTINE)
-    except FileNotFoundError:
-        return []
-    try:
-        sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
-    finally:
-        os.close(folder)
-    found = []
-    fd = open_segment(dir_fd, segment, shown=path)
-    try:
-        for name, size in sizes.items():
-            file, _, offset = name.rpartition(".")[0].rpartition(".")
-            if file == str(segment) and offset.isdigit() and int(offset) <= end and not _names(fd, int(offset), name):
-                found.append((int(offset), name, size))
-    finally:
-        os.close(fd)
-    return found
-
-
-def _names(fd: int, offset: int, quarantine: str) -> bool:
-    """Tell whether a line from `offset` on names a file in quarantine."""
-    return any(quarantine.encode() in line for _, line in lines(fd, offset))
 
 
 def inspect(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Inspection:

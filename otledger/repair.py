@@ -20,14 +20,16 @@ from otledger.errors import FormatError, LockTimeout
 from otledger.identity import host_hash
 from otledger.journal import Journal
 from otledger.lock import WIDTH, PartitionLock, State, decode_state
+from otledger.quarantine import copy_name, forgotten
 from otledger.record import parse
-from otledger.recovery import Place, inspect, is_synced_end, unrecorded, way_on
+from otledger.recovery import inspect, is_synced_end, way_on
 from otledger.segment import (
     BLOCK,
     LOCK_FILE,
     QUARANTINE,
     Chain,
     SegmentName,
+    blocks,
     file_size,
     is_foreign,
     last_line,
@@ -123,7 +125,7 @@ def plan(root: str | Path, *, machines: Sequence[str] | None = None, timeout: fl
                 if not chain.chained:
                     continue
                 with _shared(fd, path, timeout) as state:
-                    steps = list(_steps(fd, path, read_chain(fd, path), state))
+                    steps = _steps(fd, path, read_chain(fd, path), state)
             finally:
                 os.close(fd)
         left = tuple(_around(path, fault) for fault in machine.faults if not _is_mended(fault, steps))
@@ -184,8 +186,14 @@ def _shared(dir_fd: int, path: Path, timeout: float) -> Iterator[State | None]:
 # The steps
 
 
-def _steps(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Iterator[Step]:
-    """Give what the journal would do, as its `_recover` does; that it takes over another host's partition, only where
+def _steps(dir_fd: int, path: Path, chain: Chain, state: State | None) -> list[Step]:
+    """Give what the journal would do, in its order."""
+    steps = list(_bring_in_order(dir_fd, path, chain, state))
+    return [*steps, *_forgotten(dir_fd, path, steps)]
+
+
+def _bring_in_order(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Iterator[Step]:
+    """Give what the journal does in the function of this name; that it takes over another host's partition, only where
     there is more to do."""
 
     def size_of(name: SegmentName) -> int:
@@ -218,8 +226,6 @@ def _steps(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Iterat
     if way.begin or left:
         reason = "it was closed by what follows it" if found.finding is None else str(found.finding)
         yield Step("segment", str(place.segment), place.offset, 0, f"damage, and what is there is left: {reason}")
-    elif way.header is None:
-        yield from _unrecorded(dir_fd, path, place)
     if way.cut and foreign:
         yield Step("segment", str(place.segment), place.offset, 0, "moved: its last writer was another host")
 
@@ -247,9 +253,21 @@ def _header(dir_fd: int, path: Path, name: SegmentName, size: int) -> Iterator[S
         yield Step("header", str(name), 0, size, "no valid record in the segment")
 
 
-def _unrecorded(dir_fd: int, path: Path, place: Place) -> Iterator[Step]:
-    for offset, name, size in unrecorded(dir_fd, path, place.segment, place.offset):
-        yield Step("record", str(place.segment), offset, size, f"{QUARANTINE}/{name} is named by no record")
+def _forgotten(dir_fd: int, path: Path, steps: Sequence[Step]) -> Iterator[Step]:
+    """Give what is in quarantine without a record, but for what these steps set aside once more under the same name."""
+    again = {_copied(dir_fd, path, step) for step in steps if step.kind in ("cut", "header")}
+    for copy in forgotten(dir_fd, path):
+        if copy.name not in again:
+            reason = f"{QUARANTINE}/{copy.name} is named by no record"
+            yield Step("record", str(copy.segment), copy.offset, copy.size, reason)
+
+
+def _copied(dir_fd: int, path: Path, step: Step) -> str:
+    fd = open_segment(dir_fd, step.segment, shown=path)
+    try:
+        return copy_name(f"{step.segment}.{step.offset}", blocks(fd, step.offset))
+    finally:
+        os.close(fd)
 
 
 # What is left

@@ -167,6 +167,15 @@ def list_machines(root: Path) -> list[str]:
         os.close(fd)
 
 
+def unfinished_name(host: str) -> str:
+    """Give what a segment is called until it is durable, by the host that makes it.
+
+    A crash may leave it. No reader looks at it, and the next segment that this host makes removes it; another host,
+    which the lock may not reach, must not. It holds copies alone, of which nobody was told.
+    """
+    return f".new.{host}"
+
+
 def list_segments(dir_fd: int) -> list[SegmentName]:
     """Give the names of the segments in a partition, in their order."""
     return sorted(name for name in map(SegmentName.parse, os.listdir(dir_fd)) if name is not None)

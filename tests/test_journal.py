@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import otledger
-from otledger import Draft, EventRefused, Journal, JournalError, LedgerClosed, Status, clock, folder
-from otledger import journal as journal_module
+from otledger import Draft, EventRefused, Journal, JournalError, LedgerClosed, Status, clock, folder, identity
+from otledger import record as record_module
 from otledger.errors import ConfigurationError, FormatError, LedgerError, RootError
 from otledger.identity import boot_id, host_hash
 from otledger.journal import Batch, Resource
@@ -70,7 +70,7 @@ class Clock:
         self.wall = at("2026-11-20T12:00:00")
         self.boot = 1000 * SECOND
         self.synchronised = False
-        monkeypatch.setattr(journal_module, "now_ns", lambda: self.wall)
+        monkeypatch.setattr(record_module, "now_ns", lambda: self.wall)
         monkeypatch.setattr(clock, "boot_ns", lambda: self.boot)
         monkeypatch.setattr(clock, "synchronised", lambda: self.synchronised)
 
@@ -538,7 +538,7 @@ def test_a_small_step_over_the_end_of_a_month_is_believed(root: Path, clocks: Cl
 
 def test_a_segment_of_another_host_is_taken_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed(root, 1)
-    monkeypatch.setattr(journal_module, "host_hash", lambda: "f" * 32)
+    monkeypatch.setattr(identity, "host_hash", lambda: "f" * 32)
     closed(root, 2)
     closed(root, 3)
     records = sane(root, allow=[Status.OK])

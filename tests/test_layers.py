@@ -25,7 +25,8 @@ LAYERS = (
     ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
-    ("journal", "checkpoint", "recovery", "lock", "clock", "folder"),
+    ("journal", "recovering", "partition", "handover"),
+    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
     ("segment",),
     (
         *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import otledger
 from otledger import Journal, Receipt, Status
-from otledger import journal as journal_module
+from otledger import record as record_module
 from otledger.errors import LedgerError
 from tests.checker import check
 from tests.faults.tools import (
@@ -578,7 +578,7 @@ def test_newest_segment_without_a_record(
 ) -> None:
     """A crash while it was made: it gets its header again, under its name."""
     instant = [1_795_000_000_000_000_000]  # 2026-11
-    monkeypatch.setattr(journal_module, "now_ns", lambda: instant[0])
+    monkeypatch.setattr(record_module, "now_ns", lambda: instant[0])
     receipts = crashed(tmp_path / "first", root, 1, 2)
     first = lines_of(newest(root))
     name = "2026-12.jsonl" if month else "2026-11.1.jsonl"
@@ -608,7 +608,7 @@ def test_only_segment_without_a_record(
     root: Path, tmp_path: Path, what: str, lock: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same with the first segment of all: the chain begins in it."""
-    monkeypatch.setattr(journal_module, "now_ns", lambda: 1_795_000_000_000_000_000)
+    monkeypatch.setattr(record_module, "now_ns", lambda: 1_795_000_000_000_000_000)
     crashed(tmp_path / "first", root, 1, 2)
     path = newest(root)
     content = UNFINISHED[what](lines_of(path)[0])
@@ -715,6 +715,87 @@ def test_killed_between_the_copy_and_the_cut(root: Path, tmp_path: Path, copied:
     check_residue(root, before, f"m1/{newest(root).name}", size)
     assert len(of_type(sane(root), "otledger.recovery")) == 1
     stays_so(root)
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+@with_any_lock
+def test_killed_in_the_sync_after_the_cut(
+    root: Path, tmp_path: Path, lock: str, unfinished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes next goes on in another segment; the record is written there."""
+    receipts = crashed(tmp_path / "first", root, 1, 2)
+    first = newest(root)
+    size = first.stat().st_size
+    append_bytes(first, b"torn")
+    if unfinished:
+        (partition(root) / "2099-01.jsonl").touch(0o600)
+    LOCKS[lock](root)
+
+    class Killed(BaseException):
+        pass
+
+    def die(fd: int) -> None:
+        if first.stat().st_size == size:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", die)
+        with pytest.raises(Killed):
+            recover(root)
+    assert list(quarantined(root).values()) == [b"torn"]
+    recover(root)
+    (record,) = of_type(sane(root, allow=[Status.RECOVERED]), "otledger.recovery")
+    assert (record["data"]["segment"], record["data"]["offset"]) == (first.name, size)
+    assert {record["data"]["quarantine"]} == set(quarantined(root))
+    holds(check(partition(root)), receipts)
+    stays_so(root)
+
+
+@with_any_lock
+def test_an_unfinished_copy_of_what_a_power_cut_took(root: Path, tmp_path: Path, lock: str) -> None:
+    """A recovery was at its copy when the power went, and with it the bytes that it copied: nothing was cut."""
+    crashed(tmp_path / "first", root, 1, 2)
+    copy = partition(root) / "quarantine" / f"{newest(root).name}.{newest(root).stat().st_size}.{'0' * 16}"
+    copy.parent.mkdir(0o700)
+    copy.write_bytes(b"half of what")
+    LOCKS[lock](root)
+    recover(root)
+    assert not of_type(sane(root, allow=[Status.OK]), "otledger.recovery")
+    assert copy.read_bytes() == b"half of what"
+    stays_so(root)
+
+
+def test_odd_files_in_quarantine(root: Path) -> None:
+    """With a copy's name, and nothing that recovery made."""
+    closed(root, 1, 2)
+    names = [f"{newest(root).name}.{number}.{'0' * 16}" for number in range(4)]
+    folder = partition(root) / "quarantine"
+    folder.mkdir(0o700)
+    (folder / names[0]).symlink_to("/etc/passwd")
+    (folder / names[1]).mkdir()
+    os.mkfifo(folder / names[2])
+    (folder / names[3]).symlink_to("/nowhere")
+    closed(root, 3)
+    recover(root)
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert not of_type(sane(root, allow=[Status.OK]), "otledger.recovery")
+
+
+@with_any_lock
+def test_a_copy_of_what_stood_behind_the_end(root: Path, tmp_path: Path, lock: str) -> None:
+    """The same with a whole copy, of bytes behind others that the power cut took as well: one record tells of it."""
+    crashed(tmp_path / "first", root, 1, 2)
+    name = f"{newest(root).name}.{newest(root).stat().st_size + 3000}.{sha256(b'torn').hexdigest()[:16]}"
+    (partition(root) / "quarantine").mkdir(0o700)
+    (partition(root) / "quarantine" / name).write_bytes(b"torn")
+    LOCKS[lock](root)
+    recover(root)
+    assert of_type(sane(root, allow=[Status.RECOVERED]), "otledger.recovery")
+    stays_so(root)
+    closed(root, *("x" * 1000 for _ in range(5)))
+    recover(root)
+    (record,) = of_type(sane(root, allow=[Status.RECOVERED]), "otledger.recovery")
+    assert record["data"]["quarantine"] == name
 
 
 @pytest.mark.parametrize("where", ["newest", "unfinished"])

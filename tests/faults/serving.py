@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import otledger
-from otledger import journal
+from otledger import record
 
 QUEUE_RECORDS = 150
 
@@ -96,5 +96,5 @@ async def serve(root: str, name: str) -> None:
 
 if __name__ == "__main__":
     ahead = int(sys.argv[3])
-    journal.now_ns = lambda: time.time_ns() + ahead
+    record.now_ns = lambda: time.time_ns() + ahead
     asyncio.run(serve(sys.argv[1], sys.argv[2]))

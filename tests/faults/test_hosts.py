@@ -4,18 +4,20 @@ The hosts are namespaces of their own: name, machine id and boot id differ. The 
 one folder, whose files are the same and whose locks are not, as on many a network file system.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import otledger
-from otledger import Receipt, Status
-from otledger import journal as journal_module
+from otledger import Journal, Receipt, Status, identity
 from otledger import lock as lock_module
 from otledger.errors import LedgerDamaged
+from otledger.segment import unfinished_name
 from tests.faults.conftest import Say
 from tests.faults.tools import (
     append_bytes,
@@ -158,7 +160,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Has this process be on the host of this number."""
 
     def on_host(number: int) -> None:
-        monkeypatch.setattr(journal_module, "host_hash", lambda: f"{number:032x}")
+        monkeypatch.setattr(identity, "host_hash", lambda: f"{number:032x}")
         monkeypatch.setattr(lock_module, "boot_id", lambda: f"boot of {number}")
 
     on_host(1)
@@ -290,7 +292,7 @@ def test_bytes_that_come_while_others_are_set_aside(
         newest(root).write_bytes(b"")
         (partition(root) / ".lock").unlink()
     append_bytes(newest(root), b"torn")
-    real, came = journal_module.Journal._quarantine, b"more"
+    real, came = Journal._quarantine, b"more"
 
     def quarantine(self: otledger.Journal, prefix: str, data: bytes) -> str:
         name = real(self, prefix, data)
@@ -298,7 +300,7 @@ def test_bytes_that_come_while_others_are_set_aside(
             append_bytes(newest(root), came)
         return name
 
-    monkeypatch.setattr(journal_module.Journal, "_quarantine", quarantine)
+    monkeypatch.setattr(Journal, "_quarantine", quarantine)
     target = journal(root)
     with pytest.raises(otledger.JournalError, match="somebody else"):
         put(target, 3)
@@ -307,6 +309,39 @@ def test_bytes_that_come_while_others_are_set_aside(
     target.close()
     kept = b"".join(path.read_bytes() for path in (partition(root) / "quarantine").iterdir())
     assert b"tornmore" in kept
+
+
+def test_two_hosts_begin_a_segment_at_once(
+    root: Path, on_host: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is about to name the segment that it has written, and the other is in the middle of writing its own."""
+    receipts = closed(root, 1)
+    real = os.link
+
+    class Killed(BaseException):
+        pass
+
+    def write(fd: int, data: bytes) -> int:
+        raise Killed
+
+    def link(old: str, new: str, **options: Any) -> None:
+        monkeypatch.setattr(os, "link", real)
+        (partition(root) / ".lock").unlink()
+        on_host(2)
+        other = journal(root)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write)
+            with pytest.raises(Killed):
+                other.open()
+        other.after_fork()
+        on_host(1)
+        real(old, new, **options)
+
+    with journal(root, max_segment=1) as target:
+        monkeypatch.setattr(os, "link", link)
+        receipts += put(target, 2)
+    assert (partition(root) / unfinished_name(f"{2:032x}")).exists()
+    holds(sane(root, allow=[Status.OK]), receipts)
 
 
 async def test_a_fork_is_told_to_the_listeners(root: Path, on_host: Callable[[int], None]) -> None:
