@@ -113,7 +113,7 @@ class Load:
     async def _talk(self, server: Process, chance: random.Random, end: float) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         try:
-            while asyncio.get_running_loop().time() < end and self.servers[self.servers.index(server)] is server:
+            while asyncio.get_running_loop().time() < end and server in self.servers:
                 if chance.random() < 0.005:
                     await ask(reader, writer, {"do": "burst", "count": BURST})
                 else:
