@@ -4,6 +4,7 @@
    read here; whatever is unusual, valid or not, is left to the decoder that was handed in, so that both give the same
    and errors are always its own. Payloads are checked and passed over. */
 
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
@@ -18,7 +19,7 @@
 #define SOURCE "" /* the SHA-256 of this file, by the build */
 #endif
 
-enum { MAX_MEMBERS = 32, HASHES = 64, MAX_DEPTH = 64, MAX_DIGITS = 18 };
+enum { MAX_MEMBERS = 32, MAX_CUTS = 4, HASHES = 64, MAX_DEPTH = 64, MAX_DIGITS = 19 };
 
 typedef struct {
     const char *at, *end;
@@ -216,14 +217,23 @@ typedef struct {
     Decoder *decoder;    /* of objects */
 } Member;
 
+/* A slot that takes a part of a text of ASCII. */
+typedef struct {
+    Py_ssize_t offset, start, stop;
+    int member;
+    PyObject *last;
+} Cut;
+
 struct Decoder {
     PyObject_HEAD
     vectorcallfunc call;
     PyTypeObject *type;
-    PyObject *keep;      /* what names and defaults belong to */
+    PyObject *keep;      /* what names, defaults and types belong to */
+    PyObject *types;     /* what may follow the first `"type":"` of a line; none: anything */
     PyObject *fallback;
     Py_ssize_t line;     /* the slot that takes the line; 0: none */
-    int count;
+    int count, cutting;
+    Cut cuts[MAX_CUTS];
     uint8_t first[HASHES];
     Member members[MAX_MEMBERS];
 };
@@ -233,22 +243,18 @@ static PyObject **slot(PyObject *object, Py_ssize_t offset)
     return (PyObject **)((char *)object + offset);
 }
 
-static PyObject *text_of(Member *member, const char *start, size_t size, int ascii)
+/* Give a text of ASCII: the one before, where it is the same, as most repeat. */
+static PyObject *ascii_of(PyObject **last, const char *start, size_t size)
 {
-    if (!ascii)
-        return PyUnicode_DecodeUTF8(start, (Py_ssize_t)size, NULL);
-    PyObject *const last = member->last;
-    if (last && (size_t)PyUnicode_GET_LENGTH(last) == size && !memcmp(PyUnicode_1BYTE_DATA(last), start, size)) {
-        Py_INCREF(last);
-        return last;
+    if (*last && (size_t)PyUnicode_GET_LENGTH(*last) == size && !memcmp(PyUnicode_1BYTE_DATA(*last), start, size)) {
+        Py_INCREF(*last);
+        return *last;
     }
     PyObject *const text = PyUnicode_New((Py_ssize_t)size, 127);
-    if (text) {
+    if (text && size) {
         memcpy(PyUnicode_1BYTE_DATA(text), start, size);
-        if (size) {
-            Py_INCREF(text);
-            Py_XSETREF(member->last, text);
-        }
+        Py_INCREF(text);
+        Py_XSETREF(*last, text);
     }
     return text;
 }
@@ -258,13 +264,13 @@ static int pass_integer(Cursor *text, long long *value)
 {
     const int negative = take(text, '-');
     const char *const first = text->at;
-    long long number = 0;
+    uint64_t number = 0;
     for (; is_digit(text) && text->at - first < MAX_DIGITS; text->at++)
-        number = number * 10 + (*text->at - '0');
-    if (text->at == first || (*first == '0' && (negative || text->at - first > 1)))
+        number = number * 10 + (uint64_t)(*text->at - '0');
+    if (text->at == first || (*first == '0' && (negative || text->at - first > 1)) || number > INT64_MAX)
         return 0;
     if (value)
-        *value = negative ? -number : number;
+        *value = negative ? -(long long)number : (long long)number;
     return 1;
 }
 
@@ -286,7 +292,9 @@ static PyObject *read_member(Member *member, Cursor *text, int depth)
         text->high = 0;
         const int found = read_text(text, &start, &size), high = text->high;
         text->high |= before;
-        return found ? text_of(member, start, size, !high) : NULL;
+        if (!found)
+            return NULL;
+        return high ? PyUnicode_DecodeUTF8(start, (Py_ssize_t)size, NULL) : ascii_of(&member->last, start, size);
     }
     case INTEGER: {
         long long value;
@@ -377,15 +385,57 @@ static PyObject *read_line(Decoder *decoder, const char *line, Py_ssize_t size)
     return NULL;
 }
 
-/* decoder(line: bytes) -> the object */
+/* Tell whether a line has one of the types that are wanted: what stands before it (format, 3) holds no quotation mark
+   that is not escaped. */
+static int is_wanted(const Decoder *decoder, const char *line, size_t size)
+{
+    static const char name[] = "\"type\":\"";
+    const char *const found = memmem(line, size, name, sizeof name - 1);
+    if (!found)
+        return 0;
+    const char *const type = found + sizeof name - 1;
+    const Py_ssize_t left = line + size - type;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(decoder->types); i++) {
+        PyObject *const each = PyTuple_GET_ITEM(decoder->types, i);
+        if (PyBytes_GET_SIZE(each) <= left && !memcmp(type, PyBytes_AS_STRING(each), (size_t)PyBytes_GET_SIZE(each)))
+            return 1;
+    }
+    return 0;
+}
+
+/* Set the slots that take parts of others, as slices do. Tells whether that was possible. */
+static int cut_texts(Decoder *decoder, PyObject *object)
+{
+    for (int i = 0; i < decoder->cutting; i++) {
+        Cut *const cut = &decoder->cuts[i];
+        PyObject *const text = *slot(object, decoder->members[cut->member].offset);
+        if (!PyUnicode_Check(text) || !PyUnicode_IS_COMPACT_ASCII(text) || PyUnicode_GET_LENGTH(text) < cut->stop)
+            return 0;
+        const char *const start = (const char *)PyUnicode_1BYTE_DATA(text) + cut->start;
+        PyObject *const part = ascii_of(&cut->last, start, (size_t)(cut->stop - cut->start));
+        if (!part)
+            return 0;
+        Py_XSETREF(*slot(object, cut->offset), part);
+    }
+    return 1;
+}
+
+/* decoder(line: bytes) -> the object; None where its type is not wanted */
 static PyObject *call(PyObject *self, PyObject *const *args, size_t given, PyObject *names)
 {
     Decoder *const decoder = (Decoder *)self;
     if (PyVectorcall_NARGS(given) != 1 || names)
         return PyErr_Format(PyExc_TypeError, "a decoder takes one line");
     PyObject *const line = args[0];
-    PyObject *const object =
-        PyBytes_CheckExact(line) ? read_line(decoder, PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line)) : NULL;
+    PyObject *object = NULL;
+    if (PyBytes_CheckExact(line)) {
+        if (PyTuple_GET_SIZE(decoder->types) &&
+            !is_wanted(decoder, PyBytes_AS_STRING(line), (size_t)PyBytes_GET_SIZE(line)))
+            Py_RETURN_NONE;
+        object = read_line(decoder, PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line));
+        if (object && !cut_texts(decoder, object))
+            Py_CLEAR(object);
+    }
     if (object) {
         if (decoder->line) {
             Py_INCREF(line);
@@ -672,15 +722,20 @@ static Py_ssize_t offset_of(PyTypeObject *type, PyObject *descriptor)
 
 static PyTypeObject decoder_type;
 
-/* Decoder(type, members: tuple of (name, kind or Decoder, nullable, descriptor, default or Ellipsis), line, fallback) */
+/* Decoder(type, members: tuple of (name, kind or Decoder, nullable, descriptor, default or Ellipsis), line, fallback,
+   types: tuple of bytes, cuts: tuple of (descriptor, member, start, stop)) */
 static PyObject *new(PyTypeObject *own, PyObject *args, PyObject *named)
 {
     PyTypeObject *type;
-    PyObject *members, *line, *fallback;
-    if (named || !PyArg_ParseTuple(args, "O!O!OO", &PyType_Type, &type, &PyTuple_Type, &members, &line, &fallback))
+    PyObject *members, *line, *fallback, *types, *cuts;
+    if (named || !PyArg_ParseTuple(args, "O!O!OOO!O!", &PyType_Type, &type, &PyTuple_Type, &members, &line, &fallback,
+                                   &PyTuple_Type, &types, &PyTuple_Type, &cuts))
         return named ? PyErr_Format(PyExc_TypeError, "Decoder() takes no names") : NULL;
-    if (PyTuple_GET_SIZE(members) > MAX_MEMBERS || PyType_IS_GC(type))
+    if (PyTuple_GET_SIZE(members) > MAX_MEMBERS || PyTuple_GET_SIZE(cuts) > MAX_CUTS || PyType_IS_GC(type))
         return PyErr_Format(PyExc_ValueError, "too many members, or a type with garbage collection");
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(types); i++)
+        if (!PyBytes_CheckExact(PyTuple_GET_ITEM(types, i)))
+            return PyErr_Format(PyExc_TypeError, "types are bytes");
     Decoder *const decoder = (Decoder *)own->tp_alloc(own, 0);
     if (!decoder)
         return NULL;
@@ -689,6 +744,8 @@ static PyObject *new(PyTypeObject *own, PyObject *args, PyObject *named)
     decoder->type = type;
     Py_INCREF(members);
     decoder->keep = members;
+    Py_INCREF(types);
+    decoder->types = types;
     Py_INCREF(fallback);
     decoder->fallback = fallback;
     if (line != Py_None && !(decoder->line = offset_of(type, line)))
@@ -721,6 +778,18 @@ static PyObject *new(PyTypeObject *own, PyObject *args, PyObject *named)
         member->next = *first;
         *first = (uint8_t)decoder->count;
     }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(cuts); i++, decoder->cutting++) {
+        Cut *const cut = &decoder->cuts[i];
+        PyObject *descriptor;
+        if (!PyTuple_Check(PyTuple_GET_ITEM(cuts, i)))
+            goto bad;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(cuts, i), "Oinn", &descriptor, &cut->member, &cut->start, &cut->stop))
+            goto failed;
+        cut->offset = offset_of(type, descriptor);
+        if (!cut->offset || cut->member < 0 || cut->member >= decoder->count || cut->start < 0 ||
+            cut->stop < cut->start)
+            goto bad;
+    }
     return (PyObject *)decoder;
 bad:
     if (!PyErr_Occurred())
@@ -735,7 +804,10 @@ static void dealloc(PyObject *self)
     Decoder *const decoder = (Decoder *)self;
     for (int i = 0; i < decoder->count; i++)
         Py_XDECREF(decoder->members[i].last);
+    for (int i = 0; i < decoder->cutting; i++)
+        Py_XDECREF(decoder->cuts[i].last);
     Py_XDECREF(decoder->keep);
+    Py_XDECREF(decoder->types);
     Py_XDECREF(decoder->fallback);
     Py_XDECREF(decoder->type);
     Py_TYPE(self)->tp_free(self);

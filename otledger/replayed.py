@@ -218,6 +218,14 @@ _TYPES: Mapping[str, Any] = {
 }
 
 
+_SPAN_TYPES = (b'otel.span.end"', b'otel.span.start"')
+
+
+def _decode_maybe(line: bytes) -> ReplayedSpan | None:
+    # What stands before `type` (format, 3) holds no quotation mark that is not escaped.
+    return _decode_plainly(line) if line.startswith(_SPAN_TYPES, line.find(b'"type":"') + 8) else None
+
+
 def _decode_plainly(line: bytes) -> ReplayedSpan:
     try:
         if not line.isascii():
@@ -225,45 +233,43 @@ def _decode_plainly(line: bytes) -> ReplayedSpan:
         span = _decode_span(line)
     except DECODE_ERRORS:
         span = _odd(decode(line))
+    if header := span.traceparent:
+        span.trace_id = header[3:35]
+        span.span_id = header[36:52]
     span.line = line
     return span
 
 
-_decode = decoder(ReplayedSpan, _decode_plainly)
+_decode = decoder(
+    ReplayedSpan,
+    _decode_maybe,
+    types=_SPAN_TYPES,
+    cuts={"trace_id": ("traceparent", 3, 35), "span_id": ("traceparent", 36, 52)},
+)
 
 
-def span_in(line: bytes) -> ReplayedSpan:
-    """Give the span that the line of a start or end record tells of. Raises one of `DECODE_ERRORS` for no record.
+def maybe_span_in(line: bytes) -> ReplayedSpan | None:
+    """Give the span, if the line is of a start or end record. Raises one of `DECODE_ERRORS` for a damaged one.
 
     What in its payload is not of the format's type is taken as if it were left out; a time that is none is the
     record's.
     """
     span = _decode(line)
-    if header := span.traceparent:
-        span.trace_id = header[3:35]
-        span.span_id = header[36:52]
+    return None if span is None else _timed(span)
+
+
+def span_of(record: Record) -> ReplayedSpan:
+    """Give the span that a start or end record tells of, as `maybe_span_in` does."""
+    return _timed(_decode(record.line) or _decode_plainly(record.line))
+
+
+def _timed(span: ReplayedSpan) -> ReplayedSpan:
     payload = span.payload
     if span.type != END_TYPE:
         payload.end = None
     elif payload.end is None:
-        payload.end = decode(line).time_ns
+        payload.end = decode(span.line).time_ns
     return span
-
-
-def maybe_span_in(line: bytes) -> ReplayedSpan | None:
-    """Give the span, if the line is of a start or end record. Raises one of `DECODE_ERRORS` for a damaged one."""
-    # What stands before `type` (format, 3) holds no quotation mark that is not escaped.
-    if not line.startswith(_SPAN_TYPES, line.find(b'"type":"') + 8):
-        return None
-    return span_in(line)
-
-
-_SPAN_TYPES = (b'otel.span.end"', b'otel.span.start"')
-
-
-def span_of(record: Record) -> ReplayedSpan:
-    """Give the span that a start or end record tells of, as `span_in` does."""
-    return span_in(record.line)
 
 
 def _rest_of(record: Record) -> _Rest:

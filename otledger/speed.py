@@ -47,9 +47,7 @@ check: Callable[[bytes, int, int, int, bytes], tuple[int, int, bytes, list[int]]
 
 Gives where it stopped, how many lines were right, the last one's checksum, and where otledger's own records are.
 """
-Decoder: Callable[[type, tuple[Any, ...], Any, Any], Callable[[bytes], Any]] | None = getattr(
-    _decoding, "Decoder", None
-)
+Decoder: Callable[..., Callable[[bytes], Any]] | None = getattr(_decoding, "Decoder", None)
 """Makes a decoder of lines; see `otledger.decoding`."""
 order: Callable[[bytes], bytes] | None = getattr(_decoding, "order", None)
 """Sorts 64-bit integers below 2^42, and leaves out those that are there twice."""

@@ -600,8 +600,8 @@ def misusing(bench: Bench, chance: Chance) -> None:
     if speed.Decoder is not None:
         call(decode, some())
         call(decode.cell, some(), some())  # type: ignore[attr-defined]
-        given = [Record, ((b"id", 0, False, Record.__dict__["id"], ...),), Record.__dict__["line"], None]
-        given[chance.number(0, 3)] = some()
+        given = [Record, ((b"id", 0, False, Record.__dict__["id"], ...),), Record.__dict__["line"], None, (b"a",), ()]
+        given[chance.number(0, 5)] = some()
         call(speed.Decoder, *given)
 
 
