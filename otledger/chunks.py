@@ -137,7 +137,8 @@ def _take_odd_line(
     """Note what is odd about a line, or that it is a chunk's first. Gives what is due next, seen from it."""
     tail = check_line(line)
     if tail is None:
-        if not line.endswith(b"\n") and offset + len(line) >= chunk.end:
+        # A piece of a line that is too long has no end either, and may reach beyond the chunk.
+        if not line.endswith(b"\n") and offset + len(line) >= chunk.end and len(line) <= MAX_LINE:
             _bad(chunk, offset, seq, "the last line is torn", "torn")
         elif is_foreign(line):
             _bad(chunk, offset, seq, "a line that is not otledger's", "foreign")
