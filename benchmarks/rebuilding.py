@@ -61,7 +61,7 @@ def make(folder: Path, root: str, traces: int) -> Figures:
 
 
 def rebuild(folder: Path, root: str, traces: int) -> Figures:
-    """Rebuild all spans and the tree of each trace, streaming; then, for its memory, all turns."""
+    """Rebuild all spans, streaming; then the tree of each trace; then, for its memory, all turns."""
     import otledger
 
     from .contender import peak_mb
@@ -69,17 +69,23 @@ def rebuild(folder: Path, root: str, traces: int) -> Figures:
     reader = otledger.Reader(root)
     before = peak_mb()
     started = time.process_time()
+    durations = [span.duration for span in reader.spans()]
+    cpu = time.process_time() - started
+    if len(durations) != traces * SPANS:
+        raise RuntimeError(f"rebuilt {len(durations):,} spans of {traces * SPANS:,}")
+    del durations
+    started = time.process_time()
     spans = whole = 0
     for trace in reader.traces():
         spans += len(trace.spans)
         whole += not trace.late and len(trace.roots) == 1
-    cpu = time.process_time() - started
+    trees = time.process_time() - started
     if (spans, whole) != (traces * SPANS, traces):
         raise RuntimeError(f"rebuilt {spans:,} spans of {traces * SPANS:,}, {whole:,} traces of {traces:,}")
     turns = sum(1 for turn in reader.turns() if not turn.late)
     if turns != traces:
         raise RuntimeError(f"found {turns:,} turns of {traces:,}")
-    return {"cpu_us": cpu / spans * 1e6, "grown_mb": peak_mb() - before}
+    return {"cpu_us": cpu / spans * 1e6, "trees_us": trees / spans * 1e6, "grown_mb": peak_mb() - before}
 
 
 def evledger_pairs(folder: Path, root: str, traces: int) -> Figures:
@@ -125,6 +131,13 @@ def spans(bench: Bench) -> list[Measurement]:
     ratio = partial(rounds.ratio, ("evledger", "cpu_us"), ("otledger", "cpu_us"))
     return [
         judged("rebuild all spans, streaming, against evledger pair_events, CPU", "x", ratio, at_least(10), cpu),
+        judged(
+            "the same, with the tree of each trace",
+            "x",
+            partial(rounds.ratio, ("evledger", "cpu_us"), ("otledger", "trees_us")),
+            None,
+            lambda: f"{rounds.median('otledger', 'trees_us'):.1f} µs a span",
+        ),
         judged(
             "memory that rebuilding spans and turns takes",
             "MB",

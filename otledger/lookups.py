@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import inf
 from typing import Any, TypeVar
 
@@ -68,10 +69,8 @@ class Lookups:
         window = _Window(since, until, LOOKBACK)
         trace_id = None if trace_id is None else check_trace_id(trace_id)
         wanted = Filter(trace_id=trace_id, ipc_hash=ipc_hash, source=source)
-        replay = Replay()
-        for span in self._replayed(ReplayedSpan, replay, window, wanted, machines, on_fault):
-            if window.has(span.start):
-                yield span
+        replay = Replay(only=ReplayedSpan)
+        yield from window.pick(self._replayed(replay, window, wanted, machines, on_fault))
         if unfinished:
             ended = self._ended(replay.unfinished(late=True), machines)
             left = replay.unfinished()
@@ -94,10 +93,8 @@ class Lookups:
         `merge`. `grace=math.inf, hold=None` gives each in one part, and holds the whole ledger for it.
         """
         window = _Window(since, until, lookback)
-        replay = Replay(grace=grace, hold=hold)
-        for trace in self._replayed(Trace, replay, window, Filter(), machines, on_fault):
-            if window.has(trace.start):
-                yield trace
+        replay = Replay(grace=grace, hold=hold, only=Trace)
+        yield from window.pick(self._replayed(replay, window, Filter(), machines, on_fault))
         yield from (left for left in replay.finish() if window.has(left.start))
 
     def trace(
@@ -217,25 +214,20 @@ class Lookups:
 
     def _replayed(
         self,
-        kind: type[K],
         replay: Replay,
         window: _Window,
         filter: Filter,
         machines: Sequence[str] | None,
         on_fault: OnFault | None,
-    ) -> Iterator[K]:
-        """Feed what may be in a window, and give what is finished, of one kind."""
+    ) -> Iterator[Any]:
+        """Feed what may be in a window, and give what is finished."""
         records: Iterator[Any]
         if filter == Filter() and window.first is None:
             records = self.span_records(machines=machines, on_fault=on_fault)
         else:
             wanted = replace(filter, type=_SPANS, since=window.first)
             records = self.records(wanted, machines=machines, on_fault=on_fault)
-        feed = replay.feed
-        for record in records:
-            for item in feed(record):
-                if item.__class__ is kind:
-                    yield item
+        return chain.from_iterable(map(replay.feed, records))
 
 
 def _key(span: ReplayedSpan) -> tuple[str, str]:
@@ -259,6 +251,12 @@ class _Window:
     def has(self, time: int) -> bool:
         """Tell whether a time is inside."""
         return (self._since is None or time >= self._since) and (self._until is None or time < self._until)
+
+    def pick(self, items: Iterable[K]) -> Iterable[K]:
+        """Give those that began inside."""
+        if self._since is None and self._until is None:
+            return items
+        return (item for item in items if self.has(item.start))
 
 
 def check_trace_id(text: str) -> str:

@@ -68,10 +68,14 @@ class Replay:
 
     At most `hold` bytes of the lines of ended spans are held (None: no bound): beyond that the trace that was left
     alone for longest is handed on as it is. Spans that are open are held until they end, whatever their number,
-    since nothing else tells which they are.
+    since nothing else tells which they are. `only` tells to hand on nothing but spans, or traces.
     """
 
-    def __init__(self, *, grace: float = GRACE, hold: int | None = HOLD) -> None:
+    def __init__(
+        self, *, grace: float = GRACE, hold: int | None = HOLD, only: type[ReplayedSpan] | type[Trace] | None = None
+    ) -> None:
+        self._gives_spans = only is not Trace
+        self._gives_traces = only is not ReplayedSpan
         self._grace = in_ns(grace)
         self._hold = inf if hold is None else hold
         # By when they were last touched. Whatever is due and has open spans waits in `_busy`; `_bare` have only
@@ -90,10 +94,11 @@ class Replay:
 
         That is the span that ended, if it was not known that it had, and the traces that are due.
         """
-        type = record.type
-        if type != END_TYPE and type != START_TYPE:
-            return self.tick(record.time_ns)
-        span = record if record.__class__ is ReplayedSpan else span_of(record)  # type: ignore[arg-type]
+        if not isinstance(record, ReplayedSpan):
+            if record.type != END_TYPE and record.type != START_TYPE:
+                return self.tick(record.time_ns)
+            record = span_of(record)
+        span = record
         trace_id = span.trace_id
         if not trace_id or not span.span_id:
             # Without ids none is another's relative: each stands alone.
@@ -103,7 +108,7 @@ class Replay:
             group = self._recall(trace_id)
         else:
             self._held.move_to_end(trace_id)
-        finished: tuple[ReplayedSpan, ...] = (span,) if group.take(span) else ()
+        new = group.take(span)
         end = span.payload.end
         if end is None:
             group.last = self._now
@@ -114,6 +119,7 @@ class Replay:
         if end > self._now:
             self._now = end
         group.last = self._now
+        finished = (span,) if new and self._gives_spans else ()
         if end < self._due and self._size <= self._hold:
             return finished
         return finished + self._due_traces()
@@ -147,20 +153,20 @@ class Replay:
             if group.open:
                 self._busy[trace_id] = group
             else:
-                finished.append(self._hand_on(trace_id, group))
+                finished += self._hand_on(trace_id, group)
         while self._size > self._hold and (self._busy or held):
             trace_id, group = (self._busy or held).popitem(last=False)
             left = group.without_ended()
             if group.size:
-                finished.append(self._hand_on(trace_id, group))
+                finished += self._hand_on(trace_id, group)
             if left is not None:
                 self._bare[trace_id] = left
         return tuple(finished)
 
-    def _hand_on(self, trace_id: str, group: Gathered) -> Trace:
+    def _hand_on(self, trace_id: str, group: Gathered) -> tuple[Trace, ...]:
         self._size -= group.size
         self._handed.add(trace_id)
-        return group.plant()
+        return (group.plant(),) if self._gives_traces else ()
 
     def unfinished(self, *, late: bool = False) -> list[ReplayedSpan]:
         """Give the spans that began and did not end in what was fed, by their start.
@@ -174,7 +180,7 @@ class Replay:
     def finish(self) -> list[Trace]:
         """Give all traces that are left, those with open spans too, by their start; nothing is held then."""
         groups = {**self._held, **self._busy, **self._bare}
-        traces = [self._hand_on(trace_id, group) for trace_id, group in groups.items()]
+        traces = [trace for trace_id, group in groups.items() for trace in self._hand_on(trace_id, group)]
         self._held.clear()
         self._busy.clear()
         self._bare.clear()

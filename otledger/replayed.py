@@ -255,7 +255,9 @@ def maybe_span_in(line: bytes) -> ReplayedSpan | None:
     record's.
     """
     span = _decode(line)
-    return None if span is None else _timed(span)
+    if span is None or (span.type == END_TYPE and span.payload.end is not None):
+        return span
+    return _timed(span)
 
 
 def span_of(record: Record) -> ReplayedSpan:
