@@ -30,6 +30,19 @@ def wall(command: list[str]) -> Figures:
     return {"ms": min(times) * 1e3}
 
 
+def first_line(command: list[str]) -> Figures:
+    """Return the ms until a command has printed a line; the fastest of five."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            if not child.stdout.readline():
+                raise ContenderFailed("it printed nothing")
+            times.append(time.perf_counter() - started)
+    return {"ms": min(times) * 1e3}
+
+
 def startup(bench: Bench) -> list[Measurement]:
     """Measure the import, and `--help` against a typer program that does nothing."""
     program = bench.folder() / "bare.py"

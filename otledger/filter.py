@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from otledger import speed
 from otledger.errors import ConfigurationError, EventRefused
 from otledger.record import Record, format_time, parse_time
 
@@ -102,10 +103,20 @@ class Filter:
         if self.since is not None or self.until is not None:
             since = -math.inf if self.since is None else self.since
             until = math.inf if self.until is None else self.until
-            tests.append(lambda record: since <= (parse_time(record.time) or 0) < until)
+            tests.append(_time_test(since, until))
         if not self.control:
             tests.append(lambda record: not record.type.startswith(("otledger.", "otel.resource")))
         return tests
+
+
+def _time_test(since: float, until: float) -> Callable[[Record], bool]:
+    instant = speed.instant or parse_time
+
+    def test(record: Record) -> bool:
+        ns = instant(record.time)
+        return since <= (ns if ns is not None else parse_time(record.time) or 0) < until
+
+    return test
 
 
 def _type_test(pattern: str) -> Callable[[Record], bool]:

@@ -51,3 +51,5 @@ Decoder: Callable[..., Callable[[bytes], Any]] | None = getattr(_decoding, "Deco
 """Makes a decoder of lines; see `otledger.decoding`."""
 order: Callable[[bytes], bytes] | None = getattr(_decoding, "order", None)
 """Sorts 64-bit integers below 2^42, and leaves out those that are there twice."""
+instant: Callable[[str], int | None] | None = getattr(_decoding, "instant", None)
+"""Gives the nanoseconds since the epoch of a time as otledger writes it; None where `parse_time` has to look at it."""

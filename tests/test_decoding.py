@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import otledger
 from otledger import replayed, runs, speed
 from otledger.decoding import decoder
-from otledger.record import DECODE_ERRORS, Record, decode, decode_plainly
+from otledger.record import DECODE_ERRORS, Record, decode, decode_plainly, format_time, parse_time
 from otledger.replayed import ReplayedSpan
 
 pytestmark = pytest.mark.skipif(speed.Decoder is None, reason="not compiled here, or OTLEDGER_PURE is set")
@@ -261,6 +261,32 @@ def test_indexes_of_odd_times(time: str) -> None:
 )
 def test_indexes_of_odd_members(more: bytes, lines: list[bytes]) -> None:
     same_run(lines[5], lines[5].replace(b"{", b"{" + more, 1) + lines[6])
+
+
+@given(st.text("0123456789-:TZ.+z", max_size=31) | st.from_regex(INSTANT))
+@example("1677-12-31T23:59:59.999999999Z")
+@example("1678-01-01T00:00:00.000000000Z")
+@example("1678-03-01T00:00:00.000000000Z")
+@example("1900-02-28T00:00:00.000000001Z")
+@example("2000-02-29T12:34:56.789012345Z")
+@example("2261-12-31T23:59:59.999999999Z")
+@example("2262-12-31T23:59:59.999999999Z")
+def test_instants_are_equal(text: str) -> None:
+    assert speed.instant is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "instant", None)
+        plain = parse_time(text)
+    assert speed.instant(text) in (None, plain)
+    assert parse_time(text) == plain
+
+
+@given(st.integers(-(10**19), 10**19))
+def test_instants_of_all_days(ns: int) -> None:
+    assert speed.instant is not None
+    text = format_time(ns)
+    assert parse_time(text) == ns
+    # Only the 29th of February, and what 64 bits do not hold, are left to Python.
+    assert speed.instant(text) == ns or text[5:10] == "02-29" or not 1678 <= int(text[:4]) <= 2261
 
 
 @given(st.lists(st.integers(0, 2**42 - 1), max_size=300))
