@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import select
 import struct
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -30,6 +34,8 @@ from otledger.segment import (
     pread,
     read_chain,
 )
+
+T = TypeVar("T")
 
 POLL = 0.05
 """Seconds between two looks without inotify."""
@@ -102,7 +108,8 @@ class Follower:
     @property
     def cursor(self) -> Cursor:
         """Where to resume, so that nothing is missed or seen twice."""
-        return Cursor({machine: tail.position for machine, tail in self._tails.items() if tail.segment})
+        tails = list(self._tails.items())
+        return Cursor({machine: tail.position for machine, tail in tails if tail.segment})
 
     def __aiter__(self) -> Follower:
         return self
@@ -127,27 +134,33 @@ class Follower:
 
     async def _run(self) -> AsyncGenerator[Record, None]:
         watch = Watch()
+        look = partial(self._look, watch)
         try:
             watch.add(self.root)
             for tail in self._tails.values():
                 watch.add(tail.path)
+            found = await watch.look(look)
             while True:
-                found = False
-                for tail in list(self._tails.values()):
-                    while batch := await asyncio.to_thread(tail.read):
-                        found = True
-                        for offset, line in batch:
-                            record = self._wanted(tail, offset, line)
-                            if record is not None:
-                                yield record
-                if not found:
-                    for path in await asyncio.to_thread(self._look_for_machines):
-                        watch.add(path)
-                        found = True
-                if not found:
-                    await watch.wait()
+                while not found:
+                    found = await watch.wait(look)
+                for tail, batch in found:
+                    for offset, line in batch:
+                        record = self._wanted(tail, offset, line)
+                        if record is not None:
+                            yield record
+                found = await watch.look(look)
         finally:
-            watch.close()
+            await watch.aclose()
+
+    def _look(self, watch: Watch) -> list[tuple[_Tail, list[tuple[int, bytes]]]]:
+        """Give the next lines of each machine that has some."""
+        while True:
+            found = [(tail, batch) for tail in self._tails.values() if (batch := tail.read())]
+            new = [] if found else self._look_for_machines()
+            for path in new:
+                watch.add(path)
+            if not new:
+                return found
 
     def _wanted(self, tail: _Tail, offset: int, line: bytes) -> Record | None:
         tail.consumed(offset + len(line))
@@ -284,42 +297,64 @@ _EVENT = struct.Struct("=iIII")
 
 
 class Watch:
-    """Waits for a change in folders. Without inotify `wait` returns after `POLL` seconds."""
+    """A thread that waits for changes in folders and then looks at them: nobody has to wake it in between.
+
+    Without inotify it looks every `POLL` seconds.
+    """
 
     def __init__(self) -> None:
         self._fd = -1
-        self._changed = asyncio.Event()
+        self._poll = select.poll()
+        self._woken, self._wake = os.pipe()
+        self._poll.register(self._woken, select.POLLIN)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="otledger-follow")
         with suppress(OSError, AttributeError):
             self._libc = ctypes.CDLL(None, use_errno=True)
             self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd >= 0:
-            asyncio.get_running_loop().add_reader(self._fd, self._drain)
+            self._poll.register(self._fd, select.POLLIN)
 
     def add(self, path: Path) -> None:
         """Watch a folder too."""
         if self._fd >= 0:
             self._libc.inotify_add_watch(self._fd, os.fsencode(path), _MODIFY | _CREATE | _MOVED_TO)
 
-    async def wait(self) -> None:
-        """Wait for a change, at most `LOOK_AGAIN` seconds."""
-        if self._fd < 0:
-            await asyncio.sleep(POLL)
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_AGAIN):
-                await self._changed.wait()
-        self._changed.clear()
+    async def look(self, work: Callable[[], T]) -> T:
+        """Run `work` in the thread, now."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _drain(self) -> None:
+    async def wait(self, work: Callable[[], T]) -> T:
+        """Run `work` in the thread once something has changed, at the latest after `LOOK_AGAIN` seconds."""
+
+        def wait_and_work() -> T:
+            self._wait()
+            return work()
+
+        return await self.look(wait_and_work)
+
+    def _wait(self) -> None:
+        until = time.monotonic() + (LOOK_AGAIN if self._fd >= 0 else POLL)
+        while (left := until - time.monotonic()) > 0:
+            ready = [fd for fd, _ in self._poll.poll(left * 1e3)]
+            if self._woken in ready or (self._fd in ready and self._is_changed()):
+                return
+
+    def _is_changed(self) -> bool:
+        # The state of the lock changes as well, before and after a segment does.
         with suppress(BlockingIOError):
-            while events := os.read(self._fd, 65_536):
-                # The state of the lock changes before the segment does.
-                if any(not name.startswith(b".") for name in _names(events)):
-                    self._changed.set()
+            return any(not name.startswith(b".") for name in _names(os.read(self._fd, 65_536)))
+        return False
 
-    def close(self) -> None:
-        """Watch no more."""
-        if self._fd >= 0:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+    async def aclose(self) -> None:
+        """Watch no more. What the thread is at ends first."""
+        os.write(self._wake, b"x")
+        try:
+            await asyncio.shield(self.look(self._close))
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._woken, self._wake):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = -1

@@ -140,9 +140,9 @@ class Projection:
                     on_step(step)
                 first = False
                 if not step.read:
-                    await watch.wait()
+                    await watch.wait(_nothing)
         finally:
-            watch.close()
+            await watch.aclose()
 
     def close(self) -> None:
         """Close the database, unless it is the caller's connection. A catch-up in another thread ends first."""
@@ -257,3 +257,7 @@ def _explained(name: str, store: Store) -> Iterator[None]:
         why = of_the_disk(error) or f"{type(error).__name__}: {error}"
         message = f"projection {name!r}: {store.shown}: {why}; it is as it was at its last position"
         raise ProjectionError(message, path=store.path) from error
+
+
+def _nothing() -> None:
+    """What there is to look at is looked at in the database's own thread."""
