@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import looking, reading, rebuilding, sql, startup, telemetry, views, writing
+from . import looking, peaks, reading, rebuilding, sql, startup, telemetry, views, writing
 from .bench import Bench
 from .measure import Measurement
 
@@ -23,6 +23,7 @@ ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
     "projection": views.projection,
     "stats": views.stats,
     "lookup": looking.lookup,
+    "peaks": peaks.peaks,
     "startup": startup.startup,
     "sql": sql.sql,
     "sdk": telemetry.sdk,
