@@ -207,7 +207,7 @@ class Recovering(Partition):
             foreign = any(is_foreign(line) for _, line in lines(fd))
             kept = None
             if size and not foreign:
-                kept = self._quarantine(f"{name}.0", lambda: blocks(fd, 0))
+                kept = self._quarantine(f"{name}.0", lambda: blocks(fd, 0, size))
                 self._cut_kept(fd, 0, size)
         except BaseException:
             os.close(fd)
@@ -242,8 +242,10 @@ class Recovering(Partition):
         """Copy the bytes beyond `place` to quarantine. Gives how many, and the file's name."""
         fd = open_segment(self._dir_fd, place.segment, shown=self.path)
         try:
-            size = file_size(fd) - place.offset
-            return size, self._quarantine(f"{place.segment}.{place.offset}", lambda: blocks(fd, place.offset))
+            # What comes behind them meanwhile is not theirs.
+            end = file_size(fd)
+            name = f"{place.segment}.{place.offset}"
+            return end - place.offset, self._quarantine(name, lambda: blocks(fd, place.offset, end))
         finally:
             os.close(fd)
 

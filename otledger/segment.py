@@ -307,9 +307,9 @@ def pread(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
-def blocks(fd: int, offset: int) -> Iterator[bytes]:
-    """Give the bytes from `offset` to the end of the file, a block at a time."""
-    while block := pread(fd, BLOCK, offset):
+def blocks(fd: int, offset: int, end: int | None = None) -> Iterator[bytes]:
+    """Give the bytes from `offset` up to `end`, by default the file's, a block at a time."""
+    while block := pread(fd, BLOCK if end is None else min(BLOCK, end - offset), offset):
         yield block
         offset += len(block)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import otledger
-from otledger import Journal, Receipt, Status, identity
+from otledger import Journal, Receipt, Status, identity, quarantine
 from otledger import lock as lock_module
 from otledger.errors import LedgerDamaged
 from otledger.segment import unfinished_name
@@ -283,8 +283,9 @@ def test_a_segment_that_another_host_is_about_to_begin(
 
 
 @pytest.mark.parametrize("what", ["cut", "header"])
+@pytest.mark.parametrize("when", ["while they are read", "before they are cut"])
 def test_bytes_that_come_while_others_are_set_aside(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, when: str
 ) -> None:
     """Somebody who takes no lock writes behind what is being recovered: that is not cut off with it."""
     crashed(tmp_path / "first", root, 1, 2)
@@ -292,15 +293,20 @@ def test_bytes_that_come_while_others_are_set_aside(
         newest(root).write_bytes(b"")
         (partition(root) / ".lock").unlink()
     append_bytes(newest(root), b"torn")
-    real, came = Journal._quarantine, b"more"
+    came = b"more"
+    if when == "while they are read":
+        owner, name = quarantine, "_digest"
+    else:
+        owner, name = Journal, "_quarantine"
+    real = getattr(owner, name)
 
-    def quarantine(self: otledger.Journal, prefix: str, data: bytes) -> str:
-        name = real(self, prefix, data)
+    def and_then_more(*arguments: Any) -> Any:
+        result = real(*arguments)
         if came not in newest(root).read_bytes():
             append_bytes(newest(root), came)
-        return name
+        return result
 
-    monkeypatch.setattr(Journal, "_quarantine", quarantine)
+    monkeypatch.setattr(owner, name, and_then_more)
     target = journal(root)
     with pytest.raises(otledger.JournalError, match="somebody else"):
         put(target, 3)

@@ -123,7 +123,14 @@ class Ledger(RuleBasedStateMachine):
     def append(self) -> None:
         self.tried("append")
         number = self.model.next()
-        self.alive.do("append", payload=[number])
+        try:
+            self.alive.do("append", payload=[number])
+        except LedgerError as error:
+            # The tail that was being mended was corrupted once more: it is tried again.
+            if "somebody else writes" not in str(error):
+                raise
+            self.model.queued.add(number)
+            return
         self.model.durable.add(number)
         if not self.model.harmed:
             self.model.status = True
