@@ -21,6 +21,7 @@ MACHINE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 """What a machine may be called (format, 1); `..` is forbidden besides."""
 
 DEFAULT_ROOT = "ledger"
+_CHECKPOINTS = ("checkpoint_interval", "heartbeat_interval")
 ENVIRONMENT_PREFIX = "OTLEDGER_"
 LONGEST = 1_000_000
 """The longest interval, in seconds: what a thread can wait for has an end."""
@@ -64,6 +65,8 @@ class Config:
     """The size at which the next segment is begun."""
     checkpoint_interval: float = 1.0
     """The least time between two checkpoint records."""
+    heartbeat_interval: float = 600.0
+    """How often a checkpoint is written while no records come, so that a cut tail shows. 0: never."""
     file_mode: int = 0o600
     """Permissions of files, whatever the umask; folders get the search bits besides."""
     check: StartupCheck | None = "tail"
@@ -74,6 +77,8 @@ class Config:
     """Let `emit` raise the journal's error while writing fails. By default it goes on queueing."""
     forward: bool = True
     """Hand spans of the ledger that are sampled to the other processors of the OpenTelemetry SDK's provider, too."""
+    keys: Path = Path("keys")
+    """The folder of the keys, outside the root; by default `$XDG_STATE_HOME/otledger/keys`. `OTLEDGER_KEYS`."""
     force: bool = False
     """Use the root although it is on a network file system or others may write to it."""
     processors: tuple[Callable[..., Any], ...] = ()
@@ -114,6 +119,11 @@ class Config:
             from otledger.identity import default_machine
 
             values["machine"] = default_machine()
+        if not values.get("keys"):
+            from otledger.identity import default_keys
+
+            values["keys"] = default_keys()
+        values["keys"] = Path(values["keys"]).expanduser()
         config = cls(**values)
         config._check()
         return config
@@ -123,7 +133,7 @@ class Config:
         _one_of("durability", self.durability, get_args(Durability))
         _one_of("queue_policy", self.queue_policy, get_args(QueuePolicy))
         _one_of("check", self.check, (*get_args(StartupCheck), None))
-        for name in ("flush_interval", "sync_interval", "queue_timeout", "lock_timeout", "checkpoint_interval"):
+        for name in ("flush_interval", "sync_interval", "queue_timeout", "lock_timeout", *_CHECKPOINTS):
             _number(name, getattr(self, name), (int, float), least=0)
             if not getattr(self, name) <= LONGEST:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; it must be at most {LONGEST:,} seconds")
@@ -181,8 +191,8 @@ def _number(name: str, value: Any, kinds: tuple[type, ...], *, least: int) -> No
 
 
 _KINDS: dict[str, type] = {
-    **dict.fromkeys(("root", "machine", "service", "durability", "queue_policy", "check"), str),
-    **dict.fromkeys(("flush_interval", "sync_interval", "queue_timeout", "lock_timeout", "checkpoint_interval"), float),
+    **dict.fromkeys(("root", "keys", "machine", "service", "durability", "queue_policy", "check"), str),
+    **dict.fromkeys(("flush_interval", "sync_interval", "queue_timeout", "lock_timeout", *_CHECKPOINTS), float),
     **dict.fromkeys(("queue_records", "queue_bytes", "min_free", "max_segment", "file_mode"), int),
     **dict.fromkeys(("strict", "raise_errors", "forward", "force"), bool),
 }

@@ -47,6 +47,11 @@ def identity_file() -> Path:
     return Path(state) / "otledger" / "identity"
 
 
+def default_keys() -> Path:
+    """Give the folder of this user's keys, outside of every ledger's root. `OTLEDGER_KEYS` or `--keys` name another."""
+    return identity_file().parent / "keys"
+
+
 @cache
 def host_hash() -> str:
     """Give the hash that binds a partition to this host: 32 hex digits of a SHA-256.

@@ -39,6 +39,8 @@ SETTINGS: dict[str, tuple[Any, str, Any, Any]] = {
     "strict": (False, "yes", True, False),
     "raise_errors": (False, "1", True, False),
     "forward": (True, "no", False, True),
+    "keys": (None, "/k", Path("/k"), Path("/other")),
+    "heartbeat_interval": (600.0, "60", 60.0, 30.0),
     "force": (False, "true", True, False),
 }
 

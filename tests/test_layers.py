@@ -32,7 +32,7 @@ LAYERS = (
         *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
-    ("decoding",),
+    ("decoding", "merkle", "notes"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}

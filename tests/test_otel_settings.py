@@ -34,6 +34,8 @@ TEXTS: dict[str, tuple[tuple[str, Any], tuple[str, Any]]] = {
     "min_free": (("0", 0), ("9", 9)),
     "max_segment": (("100000", 100_000), ("200000", 200_000)),
     "checkpoint_interval": (("0.5", 0.5), ("0.6", 0.6)),
+    "heartbeat_interval": (("60", 60.0), ("0", 0.0)),
+    "keys": (("/k", Path("/k")), ("/other", Path("/other"))),
     "file_mode": (("640", 0o640), ("600", 0o600)),
     "strict": (("true", True), ("false", False)),
     "force": (("yes", True), ("no", False)),
