@@ -29,10 +29,10 @@ LAYERS = (
     ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
     ("segment",),
     (
-        *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
+        *("record", "batch", "merkle", "runs", "replayed", "trace", "replay", "turns", "pairs"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
-    ("decoding", "merkle", "notes"),
+    ("decoding", "notes"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}
