@@ -25,7 +25,10 @@ LAYERS = (
     ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
+    ("notary",),
     ("journal", "recovering", "partition", "handover"),
+    ("sealing",),
+    ("keys",),
     ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
     ("segment",),
     (
