@@ -161,11 +161,11 @@ class Journal(Recovering):
                 raise LedgerClosed(f"the journal of {self.path} is closed")
             if self._name is None or not self._something_new():
                 return self._offered is not None
-            state, ledger = self._state, self._chain_id
+            state, ledger, adoptions = self._state, self._chain_id, self._adoptions
             durable = Place(self._name, state.synced, state.synced_seq, state.synced_head.encode())
         commit = self._sealer.commit(ledger, durable, again=False)
         with self._mutex:
-            if commit is not None and not self._closed:
+            if commit is not None and not self._closed and self._adoptions == adoptions:
                 self._note_refusal(commit, durable)
                 self._offered = commit
             return self._offered is not None
@@ -184,16 +184,33 @@ class Journal(Recovering):
         interval = self.config.heartbeat_interval
         with self._mutex, self._locked(self.config.lock_timeout):
             left = self._state.checkpoint + interval - clock.boot_ns() / 1e9
-            if 0 < left <= interval:
-                return left
-            self._settle_all()
-            end, ledger = self._here(), self._chain_id
-        commit = self._sealer.commit(ledger, end)
-        with self._mutex, self._locked(self.config.lock_timeout):
-            if commit is not None and commit.ledger == self._chain_id and commit.size >= self._state.checkpoint_size:
-                self._note_refusal(commit, end)
-                self._put_checkpoint(commit)
+        if 0 < left <= interval:
+            return left
+        self.checkpoint()
         return interval
+
+    def checkpoint(self) -> bool:
+        """Write a checkpoint over everything with its tree, signed if the chain has a key; durable on return.
+
+        False where another process is at it. Raises what `open` and `Sealer.commit` raise.
+        """
+        with self._mutex, self._locked(self.config.lock_timeout):
+            self._settle_all()
+            end, ledger, adoptions = self._here(), self._chain_id, self._adoptions
+        commit = self._sealer.commit(ledger, end)
+        if commit is None:
+            return False
+        with self._mutex, self._locked(self.config.lock_timeout):
+            if self._adoptions != adoptions or commit.size < self._state.checkpoint_size:
+                return False
+            self._note_refusal(commit, end)
+            self._put_checkpoint(commit)
+        return True
+
+    def ledger_id(self) -> str:
+        """Give the UUID of the partition's chain, which is begun if there is none."""
+        with self._mutex, self._locked(self.config.lock_timeout):
+            return self._chain_id
 
     def seal_segments(self) -> None:
         """Write down the SHA-256 of closed segments that nobody has written down yet."""
@@ -209,14 +226,14 @@ class Journal(Recovering):
             self._settle_all()
             if not self._something_new():
                 return
-            end, ledger = self._here(), self._chain_id
+            end, ledger, adoptions = self._here(), self._chain_id, self._adoptions
         commit = None
         try:
             commit = self._sealer.commit(ledger, end, seconds=CLOSING)
         except (LedgerError, OSError) as error:
             log.warning("%s: the checkpoint at close is not signed: %s", self.path, error)
         with self._locked(timeout, closing=True):
-            if commit is not None and (commit.ledger != self._chain_id or commit.size < self._state.checkpoint_size):
+            if commit is not None and (self._adoptions != adoptions or commit.size < self._state.checkpoint_size):
                 commit = None
             if commit is not None:
                 self._note_refusal(commit, end)

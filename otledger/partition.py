@@ -64,6 +64,8 @@ class Partition:
         self.findings: list[Finding] = []
         """What recovery found since this journal was made."""
         self.encoder = record.Encoder(config.machine, config.service)
+        self._adoptions = 0
+        """How often the files were looked at anew: what was computed before that may be about other records."""
         self._forget()
 
     def _forget(self) -> None:
@@ -86,6 +88,7 @@ class Partition:
         """Other hosts that wrote here since we did."""
         self._offered: Commit | None = None
         """A checkpoint that is to go with the next batch."""
+        self._adoptions += 1
         self.sealed_apart = False
         """Whether somebody has checkpoints made beside the batches, and offers them."""
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
-    ("notary",),
+    ("notary", "keymaking"),
     ("journal", "recovering", "partition", "handover"),
     ("sealing",),
     ("keys",),
