@@ -22,7 +22,10 @@ LAYERS = (
     ("core",),
     ("projection",),
     ("repair", "selftest"),
-    ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers", "proofs"),
+    (
+        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
+        *("proofs", "provable"),
+    ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
     ("journal", "recovering", "partition", "handover"),
@@ -30,7 +33,7 @@ LAYERS = (
     ("segment",),
     (
         *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
-        *("spandata", "strict", "filter", "processors", "schemas", "context"),
+        *("spandata", "strict", "filter", "processors", "schemas", "context", "proof_file"),
     ),
     ("decoding", "merkle", "notes"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),

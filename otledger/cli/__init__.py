@@ -1,6 +1,18 @@
 """The command line. Entry and help cost what typer costs: everything else is imported inside the commands."""
 
-from otledger.cli import checking, demo, indexing, mending, numbers, querying, reading, replaying, transfer, writing
+from otledger.cli import (
+    checking,
+    demo,
+    indexing,
+    mending,
+    numbers,
+    proving,
+    querying,
+    reading,
+    replaying,
+    transfer,
+    writing,
+)
 from otledger.cli.app import app, main
 
 __all__ = [
@@ -11,6 +23,7 @@ __all__ = [
     "main",
     "mending",
     "numbers",
+    "proving",
     "querying",
     "reading",
     "replaying",
