@@ -22,7 +22,10 @@ LAYERS = (
     ("core",),
     ("projection",),
     ("repair", "selftest"),
-    ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
+    (
+        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
+        *("proofs", "provable"),
+    ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
     ("notary", "keymaking"),
@@ -32,7 +35,7 @@ LAYERS = (
     ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
     ("segment",),
     (
-        *("record", "batch", "merkle", "runs", "replayed", "trace", "replay", "turns", "pairs"),
+        *("record", "batch", "merkle", "runs", "replayed", "trace", "replay", "turns", "pairs", "proof_file"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
     ("decoding", "notes"),
