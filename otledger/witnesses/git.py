@@ -114,8 +114,9 @@ class GitPlace:
             try:
                 # Moves the branch only if it still is where it was read.
                 self._git("update-ref", "-m", "witness", self._ref, commit, tip, env=_AUTHOR)
-            except WitnessError:
-                if attempt == TRIES - 1:
+            except WitnessError as error:
+                # "cannot lock ref …: is at …", "Unable to create ….lock: File exists"
+                if attempt == TRIES - 1 or "lock" not in str(error):
                     raise
                 time.sleep(random.uniform(0, 0.2))
                 continue
