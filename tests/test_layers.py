@@ -24,7 +24,7 @@ LAYERS = (
     ("repair", "selftest"),
     (
         *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
-        *("proofs", "provable"),
+        *("proofs", "provable", "witness", "witnesses", "witnessing"),
     ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
@@ -32,7 +32,7 @@ LAYERS = (
     ("journal", "recovering", "partition", "handover"),
     ("sealing",),
     ("keys",),
-    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
+    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder", "gitrepo"),
     ("segment",),
     (
         *("record", "batch", "merkle", "runs", "replayed", "trace", "replay", "turns", "pairs", "proof_file"),

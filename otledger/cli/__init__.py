@@ -11,7 +11,9 @@ from otledger.cli import (
     querying,
     reading,
     replaying,
+    repository,
     transfer,
+    witnessing,
     writing,
 )
 from otledger.cli.app import app, main
@@ -29,6 +31,8 @@ __all__ = [
     "querying",
     "reading",
     "replaying",
+    "repository",
     "transfer",
+    "witnessing",
     "writing",
 ]
