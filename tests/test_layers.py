@@ -22,7 +22,7 @@ LAYERS = (
     ("core",),
     ("projection",),
     ("repair", "selftest"),
-    ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
+    ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
     ("journal", "recovering", "partition", "handover"),
