@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from otledger.chunks import MAX_FAULTS
@@ -33,3 +34,26 @@ class Findings:
             self.faults.append(Fault(status, self.machine, file, offset, seq, reason))
         else:
             self.more += 1
+
+    def put_first(self, faults: Sequence[Fault]) -> None:
+        """Note what comes before everything that was found yet."""
+        for fault in faults:
+            self.raise_to(fault.status)
+        self.faults[:0] = faults
+        self.more += len(self.faults[MAX_FAULTS:])
+        del self.faults[MAX_FAULTS:]
+
+    def in_order(self, begun: int, files: Sequence[str]) -> None:
+        """Put the faults from number `begun` on in their places among those before. `files`: in their order."""
+        places = {file: at for at, file in enumerate(files)}
+        last = len(files)
+        new = self.faults[begun:]
+        del self.faults[begun:]
+        for fault in new:
+            here = (places.get(fault.file, last), fault.offset)
+            later = (at for at, other in enumerate(self.faults) if _is_after(other, places, here))
+            self.faults.insert(next(later, len(self.faults)), fault)
+
+
+def _is_after(fault: Fault, places: dict[str, int], here: tuple[int, int]) -> bool:
+    return fault.file in places and (places[fault.file], fault.offset) > here

@@ -68,6 +68,24 @@ class MachineReport:
     faults: tuple[Fault, ...]
     more_faults: int = 0
     """How many more there are than `faults` lists."""
+    ledger: str | None = None
+    """UUID of the newest chain; None without one."""
+    key_ids: tuple[str, ...] = ()
+    """Of the keys under which notes hold, 8 hex digits each; without a pinned key those that the newest note names."""
+    sealed_through: int | None = None
+    """The last `seq` that stands under a note of a pinned key, or of one that follows it; None where none does."""
+    sealed_at: str | None = None
+    """The newest time of otledger's own that stands under that note, RFC 3339."""
+    seal_age: float | None = None
+    """How long ago that is, in seconds."""
+    witnessed_through: int | None = None
+    """The last `seq` that stands under the newest note that a witness has."""
+    witnessed_at: str | None = None
+    witness_age: float | None = None
+    archived: tuple[str, ...] = ()
+    """Segments that were moved away and are needed to check everything."""
+    unread: int = 0
+    """Bytes of older records that were not read again."""
 
 
 @dataclass(frozen=True, slots=True)
