@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from otledger.batch import check_line
 from otledger.notes import VerifierKey
-from otledger.segment import CHECKPOINT_TYPE, Piece, control_data, find_back
+from otledger.segment import CHECKPOINT_TYPE, Piece, control_data
 from otledger.verifying.files import Files
 from otledger.verifying.findings import Findings
 from otledger.verifying.seals import KEY, KEY_TYPE, NOTE, Entry, Seal, Seals, Start, read_entry
@@ -50,7 +50,7 @@ def find_anchor(files: Files, pieces: Sequence[Piece], keys: Sequence[VerifierKe
 
 def _newest(files: Files, pieces: Sequence[Piece]) -> Entry | None:
     left = MOST_PLAIN
-    for piece, offset, line in _back(files, pieces, CHECKPOINT_TYPE):
+    for piece, offset, line in files.back(pieces, CHECKPOINT_TYPE):
         entry = read_entry(piece, offset, line, NOTE)
         if entry is None:
             continue
@@ -65,28 +65,16 @@ def _newest(files: Files, pieces: Sequence[Piece]) -> Entry | None:
 def _key_that_follows(files: Files, pieces: Sequence[Piece], keys: Sequence[VerifierKey]) -> VerifierKey | None:
     seals = Seals(files, Findings(""), pieces, keys)
     places: list[tuple[Piece, int, int]] = []
-    for piece, offset, line in _back(files, pieces, KEY_TYPE):
+    for piece, offset, line in files.back(pieces, KEY_TYPE):
         if check_line(line) is None or control_data(line, KEY_TYPE) is None:
             continue
         places.append((piece, offset, KEY))
         upto = pieces[: pieces.index(piece) + 1]
         # The note before may name the key that comes next.
-        before = next(_back(files, upto, CHECKPOINT_TYPE, offset), None)
+        before = next(files.back(upto, CHECKPOINT_TYPE, offset), None)
         if before is not None:
             places.append((before[0], before[1], NOTE))
     for place in sorted(set(places), key=lambda place: (place[0].name, place[1])):
         seals.add(*place)
     key = seals.key_at_end()
     return key if not seals.found.faults else None
-
-
-def _back(
-    files: Files, pieces: Sequence[Piece], type: str, before: int | None = None
-) -> Iterator[tuple[Piece, int, bytes]]:
-    needle = b'"type":"' + type.encode() + b'"'
-    for piece in reversed(pieces):
-        end = files.end(piece) if before is None else before
-        before = None
-        with files.opened(piece.name) as fd:
-            for offset, line in find_back(fd, needle, end):
-                yield piece, offset, line

@@ -138,6 +138,16 @@ class Files:
                     yield piece, offset, line, tail
                     seq += 1
 
+    def back(self, pieces: Sequence[Piece], type: str, before: int | None = None) -> Iterator[tuple[Piece, int, bytes]]:
+        """Give the lines that may be records of a type, the last first; from a place in the last segment on."""
+        needle = b'"type":"' + type.encode() + b'"'
+        for piece in reversed(pieces):
+            end = self.end(piece) if before is None else before
+            before = None
+            with self.opened(piece.name) as fd:
+                for offset, line in find_back(fd, needle, end):
+                    yield piece, offset, line
+
     def is_away(self, seq: int) -> bool:
         """Tell whether the record with this number is in a segment that is not here."""
         return any(first <= seq < end for first, end in self.away)

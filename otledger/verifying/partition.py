@@ -146,6 +146,8 @@ class Partition:
             self.plan.progress(chunk.end - chunk.start)
         seal = self._end_chain(last=True)
         pinned = self.seals is not None and bool(self.seals.pinned)
+        if self.unread:
+            stored.search()
         self.archived = stored.settle(seal, pinned=pinned)
         Excluded(self.files, self.found, self.judged, self.plan.keys).check(
             self.seq, pieces[0], self.controls.set_aside
@@ -330,8 +332,9 @@ class Partition:
         elif header.previous in self.missing:
             tail = self.files.first_tail(piece.name)
             if tail is not None and tail.seq >= self.seq:
-                self.files.away.append((self.seq, tail.seq))
-                self._break()
+                if tail.seq > self.seq:
+                    self.files.away.append((self.seq, tail.seq))
+                    self._break()
                 self.seq, self.prev, self.told = tail.seq, tail.prev.decode(), False
 
     def _bad_line(self, file: str, bad: tuple[int, int, str, str], *, last: bool) -> None:

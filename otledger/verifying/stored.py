@@ -8,12 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from otledger.segment import Chain, Piece, SegmentName, blocks, file_size, line_at, read_header
+from otledger.batch import check_line
+from otledger.segment import Chain, Piece, SegmentName, blocks, control_data, file_size, line_at, read_header
 from otledger.verifying.committed import is_checksum
 from otledger.verifying.files import Files
 from otledger.verifying.findings import Findings
 from otledger.verifying.report import Fault, Status
 from otledger.verifying.seals import Seal
+
+ARCHIVE_TYPE = "otledger.archive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,17 @@ class Stored:
             self._fault(file, offset, seq, "what it says of an archived segment is missing or garbled")
             return
         self.archived[str(name)] = Archived(file, offset, seq, size, digest, first, last, head)  # type: ignore[arg-type]
+
+    def search(self) -> None:
+        """Look for the records of missing segments in what was not read."""
+        wanted = {*self.files.chain.missing, *self.files.elsewhere} - self.archived.keys()
+        for piece, offset, line in self.files.back(self.files.chain.pieces, ARCHIVE_TYPE) if wanted else ():
+            data, tail = control_data(line, ARCHIVE_TYPE), check_line(line)
+            if tail is not None and data is not None and data.get("segment") not in self.archived:
+                self.archive(str(piece.name), offset, tail.seq, data)
+            # The oldest are archived first, and their records come last here.
+            if wanted <= self.archived.keys() and any(record.first == 0 for record in self.archived.values()):
+                return
 
     def settle(self, seal: Seal | None, *, pinned: bool) -> tuple[str, ...]:
         """Tell which segments are missing, and hold the archived ones against their records. Gives those away."""
