@@ -23,7 +23,7 @@ LAYERS = (
     ("projection",),
     ("repair", "selftest"),
     (
-        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
+        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
         *("proofs", "provable", "witness", "witnesses", "witnessing"),
     ),
     ("index", "run_files"),
