@@ -22,11 +22,14 @@ LAYERS = (
     ("core",),
     ("projection",),
     ("repair", "selftest"),
-    ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
+    (
+        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
+        *("proofs", "witness", "witnesses", "witnessing"),
+    ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
     ("journal", "recovering", "partition", "handover"),
-    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
+    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder", "gitrepo"),
     ("segment",),
     (
         *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
