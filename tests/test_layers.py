@@ -21,10 +21,10 @@ LAYERS = (
     ("view",),
     ("core",),
     ("projection",),
-    ("repair", "selftest"),
+    ("repair", "selftest", "archive", "places"),
     (
         *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
-        *("proofs", "provable"),
+        *("proofs", "provable", "archived"),
     ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),

@@ -29,7 +29,7 @@ class Failed(Exception):
 
 ORDER = (
     *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest", "sql"),
-    *("verify", "prove", "verify-proof", "repair", "machines", "doctor", "index", "compact"),
+    *("verify", "prove", "verify-proof", "archive", "repair", "machines", "doctor", "index", "compact"),
     *("replay", "receive", "import", "export"),
 )
 """The commands as the help lists them."""
