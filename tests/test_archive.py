@@ -1,5 +1,6 @@
 """An archived segment is elsewhere, byte for byte, and the chain says so, before it is gone; all others go on."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from otledger.archived import (
 from otledger.batch import has_type
 from otledger.errors import ConfigurationError, RootError
 from otledger.filter import Filter
+from otledger.follow import Cursor
 from otledger.proofs import ProofError
 from otledger.record import Draft
 from tests.checker import check
@@ -153,6 +155,22 @@ def test_readers_go_on_with_what_is_left(old: Path, tmp_path: Path) -> None:
             check=False,
         )
         assert (done.returncode, done.stderr.count("rror")) in ((0, 0), (1, 0)), (command, done)
+
+
+async def test_a_follower_goes_on_behind_what_it_has_read_and_skips_nothing(old: Path, tmp_path: Path) -> None:
+    sizes = {name: (old / MACHINE / name).stat().st_size for name in OLD}
+    move(old, tmp_path / "cold")
+    reader = otledger.Reader(old)
+    wanted = Filter(type="order.placed")
+    read = Cursor({MACHINE: (OLD[2], sizes[OLD[2]])})
+    async with contextlib.aclosing(reader.follow(read, wanted)) as records:
+        assert (await anext(records)).data == {"month": "", "n": 0}
+    for name, offset in ((OLD[2], 100), (OLD[1], sizes[OLD[1]]), (OLD[0], 0)):
+        async with contextlib.aclosing(reader.follow(Cursor({MACHINE: (name, offset)}), wanted)) as records:
+            with pytest.raises(RootError, match=f"{name} is not there, and was read up to offset {offset} only"):
+                await anext(records)
+    async with contextlib.aclosing(reader.follow("start", wanted)) as records:
+        assert (await anext(records)).data == {"month": "", "n": 0}
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["same boot", "after a reboot"])
