@@ -21,10 +21,10 @@ LAYERS = (
     ("view",),
     ("core",),
     ("projection",),
-    ("repair", "selftest"),
+    ("repair", "selftest", "archive", "places"),
     (
         *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
-        *("proofs", "provable", "witness", "witnesses", "witnessing"),
+        *("proofs", "provable", "witness", "witnesses", "witnessing", "archived"),
     ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),

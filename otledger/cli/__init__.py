@@ -1,6 +1,7 @@
 """The command line. Entry and help cost what typer costs: everything else is imported inside the commands."""
 
 from otledger.cli import (
+    archiving,
     checking,
     demo,
     indexing,
@@ -20,6 +21,7 @@ from otledger.cli.app import app, main
 
 __all__ = [
     "app",
+    "archiving",
     "checking",
     "demo",
     "indexing",
