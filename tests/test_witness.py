@@ -21,6 +21,7 @@ import pytest
 
 from otledger import witness as reading
 from otledger.errors import ConfigurationError
+from otledger.gitrepo import git
 from otledger.notes import Commitment, Note, SignerKey
 from otledger.witness import WitnessError, open_place, read_place
 from otledger.witnessing import Outcome, witness
@@ -434,7 +435,7 @@ def test_an_origin_never_leads_out_of_the_place(root: Path, place: PlaceText) ->
     assert not open_place(place).is_there()
 
 
-def test_an_append_only_folder_suffices(notary: Notary, tmp_path: Path) -> None:
+def test_what_is_there_is_never_touched_again(notary: Notary, tmp_path: Path) -> None:
     place = tmp_path / "elsewhere"
     offer(notary, str(place))
     (shelf,) = {path.parent for path in files(place)}
@@ -444,6 +445,48 @@ def test_an_append_only_folder_suffices(notary: Notary, tmp_path: Path) -> None:
     offer(notary, str(place))
     for name, stat in before.items():
         assert (shelf / name).stat() == stat, "what was there is touched again"
+
+
+def test_git_shows_each_note_and_touches_no_work_tree(notary: Notary, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    git(None, "init", "-q", "-b", "main", str(notes))
+    (notes / "mine").write_text("mine")
+    git(notes, "add", "mine")
+    place = f"git+{notes}"
+    offer(notary, place)
+    notary.emit(1)
+    note = notary.sign()
+    offer(notary, place)
+    assert git(notes, "status", "--porcelain").decode() == "A  mine\n"
+    assert note in git(notes, "log", "-1", "--format=%B", "witness").decode()
+    assert git(notes, "log", "--format=%an", "witness").decode().split("\n")[:2] == ["otledger witness"] * 2
+    git(notes, "fsck", "--strict")
+    # Another branch is another place.
+    assert offer(notary, f"{place}#other").verdict == "first"
+    git(notes, "checkout", "-q", "-f", "witness")
+    notary.emit(1)
+    notary.sign()
+    with pytest.raises(WitnessError, match="checked out"):
+        offer(notary, place)
+    # A clone of it says the same.
+    git(None, "clone", "-q", str(notes), str(tmp_path / "clone"))
+    assert read_place(f"git+{tmp_path / 'clone'}") == read_place(place)
+
+
+def test_a_lock_that_git_left_is_named(notary: Notary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from otledger.witnesses import git as git_place
+
+    monkeypatch.setattr(git_place, "TRIES", 2)
+    place = f"git+{tmp_path / 'notes'}"
+    offer(notary, place)
+    notary.emit(1)
+    notary.sign()
+    lock = tmp_path / "notes" / "refs" / "heads" / "witness.lock"
+    lock.touch()
+    with pytest.raises(WitnessError, match=r"witness\.lock"):
+        offer(notary, place)
+    lock.unlink()
+    assert offer(notary, place).verdict == "accepted"
 
 
 # Races and crashes
