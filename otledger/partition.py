@@ -23,6 +23,7 @@ from otledger.folder import check_root, give_name, make_partition, set_mode, syn
 from otledger.handover import Ack, Batch, Resource, dumps
 from otledger.lock import PartitionLock, State
 from otledger.recovery import Finding, Place
+from otledger.sealing import KEY_TYPE, Commit
 from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
@@ -45,6 +46,10 @@ shorter ones hold the interpreter lock no longer than a quarter of a millisecond
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
+PATIENCE = 10
+"""After so many intervals without a checkpoint from beside them the batches bring one of their own."""
+
+
 class Partition:
     """The open files of one machine's partition, and the state that its segments are in.
 
@@ -59,6 +64,8 @@ class Partition:
         self.findings: list[Finding] = []
         """What recovery found since this journal was made."""
         self.encoder = record.Encoder(config.machine, config.service)
+        self._adoptions = 0
+        """How often the files were looked at anew: what was computed before that may be about other records."""
         self._forget()
 
     def _forget(self) -> None:
@@ -79,12 +86,22 @@ class Partition:
         self._wrote = False
         self._rivals: set[str] = set()
         """Other hosts that wrote here since we did."""
+        self._offered: Commit | None = None
+        """A checkpoint that is to go with the next batch."""
+        self._adoptions += 1
+        self.sealed_apart = False
+        """Whether somebody has checkpoints made beside the batches, and offers them."""
 
     def _open_folder(self) -> None:
         config = self.config
         check_root(self.root, force=config.force)
         self._dir_fd = make_partition(self.root, config.machine, config.folder_mode)
         self._lock = PartitionLock(self._dir_fd, self.path, config.file_mode)
+
+    @property
+    def segment(self) -> str:
+        """The segment that is appended to, as far as this process knows."""
+        return self._state.segment
 
     def _release_files(self) -> None:
         if self._lock is not None:
@@ -265,10 +282,7 @@ class Partition:
 
     def _own_parts(self, resources: Mapping[str, Resource]) -> list[bytes]:
         now = record.now_ns()
-        parts = []
-        checkpoint = self._checkpoint_part(now)
-        if checkpoint is not None:
-            parts.append(checkpoint)
+        parts = self._checkpoint_parts(now)
         parts += [
             self.encoder.telemetry("otel.resource", now, resource.payload)
             for digest, resource in resources.items()
@@ -364,13 +378,19 @@ class Partition:
 
     # Checkpoints
 
-    def _checkpoint_part(self, now: int) -> bytes | None:
-        """Give a checkpoint over everything durable, if one is due and there is something new to cover."""
+    def _checkpoint_parts(self, now: int) -> list[bytes]:
+        """Give the checkpoint that is offered, or one over everything durable, if one is due and something is new."""
         state = self._state
         since = clock.boot_ns() / 1e9 - state.checkpoint
-        if 0 <= since < self.config.checkpoint_interval or not self._something_new():
-            return None
-        return self._make_checkpoint(now)
+        offered = self._offered
+        if offered is not None and (offered.ledger != self._chain_id or offered.size < state.checkpoint_size):
+            offered = self._offered = None
+        # Somebody who makes them beside the batches may have died, or be far behind.
+        interval = self.config.checkpoint_interval * (PATIENCE if self.sealed_apart and offered is None else 1)
+        if 0 <= since < interval or not (offered or self._something_new()):
+            return []
+        self._offered = None
+        return self._make_checkpoint(now, offered)
 
     def _something_new(self) -> bool:
         """Tell whether durable records other than the last checkpoint itself are not covered by it."""
@@ -378,25 +398,36 @@ class Partition:
         uncovered = min(state.checkpoint_seq, state.synced_seq) > state.checkpoint_size
         return uncovered or state.synced_seq > state.checkpoint_seq + 1
 
-    def _make_checkpoint(self, now: int) -> bytes:
+    def _make_checkpoint(self, now: int, commit: Commit | None = None) -> list[bytes]:
+        """Give the parts of a checkpoint: of what was computed, or of the head alone."""
         state = self._state
-        state.checkpoint, state.checkpoint_size = clock.boot_ns() / 1e9, state.synced_seq
-        state.checkpoint_seq = state.seq
-        data = {"size": state.synced_seq, "head": state.synced_head}
-        return self.encoder.telemetry(CHECKPOINT_TYPE, now, dumps(data))
+        if commit is None:
+            commit = Commit(self._chain_id, state.synced_seq, {"size": state.synced_seq, "head": state.synced_head})
+        state.checkpoint, state.checkpoint_size = clock.boot_ns() / 1e9, commit.size
+        state.checkpoint_seq = state.seq + len(commit.keys)
+        parts = [self.encoder.telemetry(KEY_TYPE, now, dumps(key)) for key in commit.keys]
+        return [*parts, self.encoder.telemetry(CHECKPOINT_TYPE, now, dumps(commit.checkpoint))]
+
+    def _settle_all(self) -> None:
+        """Have everything that was written durable."""
+        if self._state.synced != self._state.acked:
+            self._sync()
 
     def _final_checkpoint(self) -> None:
         if self._name is None:
             return
-        if self._state.synced != self._state.acked:
-            self._sync()
+        self._settle_all()
         if self._something_new():
-            part = self._make_checkpoint(record.now_ns())
-            ack = self._put(Batch([part], {}))
-            if ack.error is not None:
-                raise ack.error
-            if self._state.synced != self._state.acked:
-                self._sync()
+            self._put_checkpoint(None)
+
+    def _put_checkpoint(self, commit: Commit | None) -> None:
+        """Write a checkpoint now, durable on return."""
+        self._offered = None
+        parts = self._make_checkpoint(record.now_ns(), commit)
+        ack = self._put(Batch(parts, {}))
+        if ack.error is not None:
+            raise ack.error
+        self._settle_all()
 
 
 def _write_some(fd: int, data: bytes) -> tuple[int, OSError | None]:

@@ -79,6 +79,8 @@ class Recovering(Partition):
         self._chain_id = headers[-1].ledger if headers else ""
         self._epoch = headers[-1].epoch if headers else 0
         self._known = set()
+        self._offered = None
+        self._adoptions += 1
         if state is not None:
             self._state = state
 

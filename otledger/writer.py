@@ -22,6 +22,7 @@ from otledger.config import Config
 from otledger.delivery import Outcome, Rooms, deliver, wake_rooms
 from otledger.errors import JournalError, LedgerClosed, LedgerDamaged, LedgerError, LockTimeout, LowSpace, QueueFull
 from otledger.journal import Ack, Batch, Journal, Resource, dumps
+from otledger.notary import Notary
 from otledger.record import format_time, now_ns
 from otledger.segment import LOCK_FILE
 
@@ -115,6 +116,7 @@ class Writer:
         self._set_in_flight(0, 0)
         self.full = False
         """No place for another record, or new ones are refused."""
+        self._notary: Notary | None = None
         # Owned by the thread, read by others.
         self._retry: Batch | None = None
         self._failing = False
@@ -424,6 +426,8 @@ class Writer:
                 if batch is None:
                     break
             self._process(batch, waiters, spans)
+        if self._notary is not None:
+            self._notary.stop()
         self.journal.close()
 
     def _next(self) -> tuple[Batch | None, list[tuple[int, str, Any]], list[StartPart]]:
@@ -529,6 +533,9 @@ class Writer:
         try:
             if batch.parts:
                 ack = self.journal.write(batch, on_wait=self._watch_lock)
+                if self._notary is None:
+                    self._notary = Notary(self.journal, self.report)
+                self._notary.wake()
                 error = ack.error
                 self._unsynced = self.config.durability == "os"
             self._sync_if_due()

@@ -23,19 +23,22 @@ LAYERS = (
     ("projection",),
     ("repair", "selftest"),
     (
-        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
-        *("proofs", "witness", "witnesses", "witnessing"),
+        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
+        *("proofs", "provable", "witness", "witnesses", "witnessing"),
     ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
+    ("notary", "keymaking"),
     ("journal", "recovering", "partition", "handover"),
+    ("sealing",),
+    ("keys",),
     ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder", "gitrepo"),
     ("segment",),
     (
-        *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
+        *("record", "batch", "merkle", "runs", "replayed", "trace", "replay", "turns", "pairs", "proof_file"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
-    ("decoding", "merkle", "notes"),
+    ("decoding", "notes"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}
