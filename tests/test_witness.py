@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+import otledger
+from otledger import Status
 from otledger import witness as reading
 from otledger.errors import ConfigurationError
 from otledger.gitrepo import git
@@ -136,8 +138,6 @@ def test_another_key_on_the_command_line_than_the_known_one_is_told(notary: Nota
 
 
 def test_machines_without_notes_and_unknown_ones(notary: Notary, place: PlaceText) -> None:
-    import otledger
-
     with otledger.Journal(notary.root, machine="m2") as journal:
         journal.append([otledger.Draft("x.y")])
     outcomes = {outcome.machine: outcome for outcome in witness(notary.root, open_place(place), keys=notary.keys)}
@@ -748,3 +748,37 @@ def test_the_command_goes_on_until_it_is_told_to_stop(notary: Notary, place: Pla
         process.kill()
         process.communicate()
     assert kept(notary, place).note == note
+
+
+# Together with the writer that signs, and with verify
+
+
+def test_a_service_that_signs_rotates_and_is_witnessed(root: Path, place: PlaceText, tmp_path: Path) -> None:
+    """Keys, notes and witness by command, with rotations between; then an old copy is put back."""
+    keys = {"OTLEDGER_KEYS": str(tmp_path / "keys"), "OTLEDGER_MACHINE": "m1", "OTLEDGER_ROOT": str(root)}
+    assert run("log", "x.first", **keys).returncode == 0
+    pub = tmp_path / "m1.pub"
+    made = run("keys", "init", **keys)
+    assert made.returncode == 0, made.stderr
+    pub.write_text(run("keys", "export", **keys).stdout)
+    assert run("witness", place, "--key", pub, **keys).returncode == 0
+    shutil.copytree(root, tmp_path / "copy")
+    for _ in range(2):
+        assert run("keys", "rotate", **keys).returncode == 0
+        assert run("log", "x.more", **keys).returncode == 0
+        done = run("witness", place, "--json", **keys)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["machines"][0]["verdict"] == "accepted"
+    (entry,) = read_place(place).values()
+    assert len(entry.keys) == 3
+    report = otledger.verify(root, keys=[str(pub)], witness=[place])
+    assert report.status is Status.OK, report
+    assert report.machines[0].witnessed_through == entry.commitment.size - 1
+    shutil.rmtree(root)
+    shutil.copytree(tmp_path / "copy", root)
+    done = run("witness", place, **keys)
+    assert done.returncode == 3
+    assert "fewer" in done.stderr
+    report = otledger.verify(root, keys=[str(pub)], witness=[place])
+    assert report.status is Status.TAMPERED
+    assert any("witness" in fault.reason for fault in report.faults)
