@@ -40,7 +40,9 @@ def git(folder: Path | None, *args: str, input: bytes = b"", env: dict[str, str]
         raise GitError("the program git is not there; install it (apt install git)") from None
     if done.returncode:
         said = " ".join(done.stderr.decode(errors="replace").split()) or f"exit code {done.returncode}"
-        raise GitError(f"{folder or Path.cwd()}: git {args[0]}: {said}", path=folder)
+        # Without settings such as `-c core.fsync=all`.
+        words = [word for before, word in zip(("", *args), args, strict=False) if "-c" not in (before, word)]
+        raise GitError(f"{folder or Path.cwd()}: git {words[0]}: {said}", path=folder)
     return done.stdout
 
 

@@ -273,9 +273,9 @@ def test_one_partition_in_two_clones_is_a_conflict_and_nothing_is_merged(tmp_pat
     assert partitions(two) == ours
     assert otledger.verify(two).status is Status.OK
     # Both in one file, as people may put them there who mean well, or a merge driver.
-    same = len(os.path.commonprefix([ours[name], theirs[name]]))
-    same = ours[name].rindex(b"\n", 0, same) + 1
-    (two / name).write_bytes(ours[name] + theirs[name][same:])
+    before = ours[name].splitlines(keepends=True)
+    added = [line for line in theirs[name].splitlines(keepends=True) if line not in before]
+    (two / name).write_bytes(ours[name] + b"".join(added))
     report = otledger.verify(two)
     assert report.status is Status.FORK
     (machine,) = report.machines

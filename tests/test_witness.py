@@ -19,8 +19,11 @@ from typing import Any
 
 import pytest
 
+import otledger
+from otledger import Status
 from otledger import witness as reading
 from otledger.errors import ConfigurationError
+from otledger.gitrepo import git
 from otledger.notes import Commitment, Note, SignerKey
 from otledger.witness import WitnessError, open_place, read_place
 from otledger.witnessing import Outcome, witness
@@ -135,8 +138,6 @@ def test_another_key_on_the_command_line_than_the_known_one_is_told(notary: Nota
 
 
 def test_machines_without_notes_and_unknown_ones(notary: Notary, place: PlaceText) -> None:
-    import otledger
-
     with otledger.Journal(notary.root, machine="m2") as journal:
         journal.append([otledger.Draft("x.y")])
     outcomes = {outcome.machine: outcome for outcome in witness(notary.root, open_place(place), keys=notary.keys)}
@@ -434,7 +435,7 @@ def test_an_origin_never_leads_out_of_the_place(root: Path, place: PlaceText) ->
     assert not open_place(place).is_there()
 
 
-def test_an_append_only_folder_suffices(notary: Notary, tmp_path: Path) -> None:
+def test_what_is_there_is_never_touched_again(notary: Notary, tmp_path: Path) -> None:
     place = tmp_path / "elsewhere"
     offer(notary, str(place))
     (shelf,) = {path.parent for path in files(place)}
@@ -444,6 +445,48 @@ def test_an_append_only_folder_suffices(notary: Notary, tmp_path: Path) -> None:
     offer(notary, str(place))
     for name, stat in before.items():
         assert (shelf / name).stat() == stat, "what was there is touched again"
+
+
+def test_git_shows_each_note_and_touches_no_work_tree(notary: Notary, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    git(None, "init", "-q", "-b", "main", str(notes))
+    (notes / "mine").write_text("mine")
+    git(notes, "add", "mine")
+    place = f"git+{notes}"
+    offer(notary, place)
+    notary.emit(1)
+    note = notary.sign()
+    offer(notary, place)
+    assert git(notes, "status", "--porcelain").decode() == "A  mine\n"
+    assert note in git(notes, "log", "-1", "--format=%B", "witness").decode()
+    assert git(notes, "log", "--format=%an", "witness").decode().split("\n")[:2] == ["otledger witness"] * 2
+    git(notes, "fsck", "--strict")
+    # Another branch is another place.
+    assert offer(notary, f"{place}#other").verdict == "first"
+    git(notes, "checkout", "-q", "-f", "witness")
+    notary.emit(1)
+    notary.sign()
+    with pytest.raises(WitnessError, match="checked out"):
+        offer(notary, place)
+    # A clone of it says the same.
+    git(None, "clone", "-q", str(notes), str(tmp_path / "clone"))
+    assert read_place(f"git+{tmp_path / 'clone'}") == read_place(place)
+
+
+def test_a_lock_that_git_left_is_named(notary: Notary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from otledger.witnesses import git as git_place
+
+    monkeypatch.setattr(git_place, "TRIES", 2)
+    place = f"git+{tmp_path / 'notes'}"
+    offer(notary, place)
+    notary.emit(1)
+    notary.sign()
+    lock = tmp_path / "notes" / "refs" / "heads" / "witness.lock"
+    lock.touch()
+    with pytest.raises(WitnessError, match=r"witness\.lock"):
+        offer(notary, place)
+    lock.unlink()
+    assert offer(notary, place).verdict == "accepted"
 
 
 # Races and crashes
@@ -671,7 +714,7 @@ def test_the_command_accepts_refuses_and_lists(notary: Notary, place: PlaceText,
     assert entry["note"] == kept(notary, place).note
     done = run("witness", place, *common, "--key", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--key" in done.stderr
+    assert "nonsense" in done.stderr
     done = run("witness", "--list", tmp_path / "none")
     assert (done.returncode, done.stdout) == (2, "")
 
@@ -705,3 +748,37 @@ def test_the_command_goes_on_until_it_is_told_to_stop(notary: Notary, place: Pla
         process.kill()
         process.communicate()
     assert kept(notary, place).note == note
+
+
+# Together with the writer that signs, and with verify
+
+
+def test_a_service_that_signs_rotates_and_is_witnessed(root: Path, place: PlaceText, tmp_path: Path) -> None:
+    """Keys, notes and witness by command, with rotations between; then an old copy is put back."""
+    keys = {"OTLEDGER_KEYS": str(tmp_path / "keys"), "OTLEDGER_MACHINE": "m1", "OTLEDGER_ROOT": str(root)}
+    assert run("log", "x.first", **keys).returncode == 0
+    pub = tmp_path / "m1.pub"
+    made = run("keys", "init", **keys)
+    assert made.returncode == 0, made.stderr
+    pub.write_text(run("keys", "export", **keys).stdout)
+    assert run("witness", place, "--key", pub, **keys).returncode == 0
+    shutil.copytree(root, tmp_path / "copy")
+    for _ in range(2):
+        assert run("keys", "rotate", **keys).returncode == 0
+        assert run("log", "x.more", **keys).returncode == 0
+        done = run("witness", place, "--json", **keys)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["machines"][0]["verdict"] == "accepted"
+    (entry,) = read_place(place).values()
+    assert len(entry.keys) == 3
+    report = otledger.verify(root, keys=[str(pub)], witness=[place])
+    assert report.status is Status.OK, report
+    assert report.machines[0].witnessed_through == entry.commitment.size - 1
+    shutil.rmtree(root)
+    shutil.copytree(tmp_path / "copy", root)
+    done = run("witness", place, **keys)
+    assert done.returncode == 3
+    assert "fewer" in done.stderr
+    report = otledger.verify(root, keys=[str(pub)], witness=[place])
+    assert report.status is Status.TAMPERED
+    assert any("witness" in fault.reason for fault in report.faults)

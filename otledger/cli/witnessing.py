@@ -50,9 +50,9 @@ def witness(
     opened = open_place(place, git=git, ca=tsa_ca)
     if list_ or history:
         raise typer.Exit(show(opened, history=history, json=json))
-    from otledger.cli.verifiers import verifier_keys
+    from otledger.verifying.pinned import read_keys
 
-    folder, machines, keys = root_of(ctx, root), once(machine), verifier_keys(key or ())
+    folder, machines, keys = root_of(ctx, root), once(machine), read_keys(key or ())
     if every is None:
         raise typer.Exit(give(folder, opened, machines, keys, trust_first=trust_first, json=json))
     raise typer.Exit(give_on(folder, opened, machines, keys, trust_first=trust_first, json=json, every=every))

@@ -6,6 +6,7 @@ by git from the commit that was read to the new one, or not at all; work trees a
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import time
@@ -20,8 +21,8 @@ from otledger.witnesses.kept import MOST_REFUSED, RefusedNote, WitnessedNote, Wi
 BRANCH = "witness"
 TRIES = 60
 """How often a commit is tried whose branch others move, or have locked: for some seconds."""
-# Git's own way to sync; by default a commit may be lost with the power.
-_DURABLE = ("-c", "core.fsync=all", "-c", "core.fsyncObjectFiles=true", "-c", "gc.auto=0")
+# By default a commit may be lost with the power. Git before 2.36 does not know this setting.
+_DURABLE = ("-c", "core.fsync=all", "-c", "gc.auto=0")
 _AUTHOR = {
     "GIT_AUTHOR_NAME": "otledger witness",
     "GIT_AUTHOR_EMAIL": "witness@otledger.invalid",
@@ -138,8 +139,9 @@ class GitPlace:
             self._git("init", "--quiet", "--bare")
             self._git("symbolic-ref", "HEAD", self._ref)
         if self._git("rev-parse", "--is-bare-repository").strip() != b"true":
-            head = self._git("rev-parse", "--symbolic-full-name", "HEAD") if self._tip() else b""
-            if head.decode().strip() == self._ref:
+            # The file, as git fails where no branch is checked out.
+            head = Path(os.fsdecode(self._git("rev-parse", "--absolute-git-dir").strip())) / "HEAD"
+            if head.read_text().strip() == f"ref: {self._ref}":
                 why = (
                     f"{self.path}: the branch {self.branch} is checked out there; give another: git+{self.path}#BRANCH"
                 )

@@ -18,6 +18,7 @@ from otledger.witnesses.folder import FolderPlace
 from otledger.witnesses.kept import RefusedNote, Stamp, WitnessedNote, WitnessError
 
 if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
     from rfc3161_client import TimeStampRequest, TimeStampResponse
 
 TIMEOUT = 30.0
@@ -78,7 +79,9 @@ class TimestampPlace:
 
     def _ask(self, note: bytes) -> bytes:
         client = _client()
-        request = client.TimestampRequestBuilder().data(note).hash_algorithm(client.HashAlgorithm.SHA256).build()
+        builder = client.TimestampRequestBuilder().data(note).hash_algorithm(client.HashAlgorithm.SHA256)
+        # What is at hand need not be sent, in whatever order the authority's program puts it.
+        request = builder.cert_request(cert_request=self._certificates()[1] is None).build()
         headers = {"Content-Type": "application/timestamp-query", "Accept": "application/timestamp-reply"}
         try:
             with urlopen(Request(self.address, request.as_bytes(), headers), timeout=TIMEOUT) as response:
@@ -99,10 +102,12 @@ class TimestampPlace:
     def _check(self, token: bytes, note: bytes, request: TimeStampRequest | None) -> int:
         """Give the time that a token states, if it is one over the note that leads to our certificates."""
         client = _client()
-        assert self.ca is not None
         builder = client.VerifierBuilder.from_request(request) if request is not None else client.VerifierBuilder()
-        for certificate in _certificates(self.ca):
+        roots, own = self._certificates()
+        for certificate in roots:
             builder = builder.add_root_certificate(certificate)
+        if own is not None:
+            builder = builder.tsa_certificate(own)
         try:
             response: TimeStampResponse = client.decode_timestamp_response(token)
             builder.build().verify_message(response, note)
@@ -112,14 +117,29 @@ class TimestampPlace:
             raise WitnessError(f"{why}; see the certificates in {self.ca}, and who answers there") from None
         return (stated.days * 86_400 + stated.seconds) * 10**9 + stated.microseconds * 1000
 
+    def _certificates(self) -> tuple[list[Certificate], Certificate | None]:
+        """Give the certificates that are believed, and the authority's own if that is among them."""
+        from cryptography.x509 import load_pem_x509_certificates
 
-def _certificates(path: Path) -> list[Any]:
-    from cryptography.x509 import load_pem_x509_certificates
+        assert self.ca is not None
+        try:
+            given = load_pem_x509_certificates(self.ca.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{self.ca}: no certificates (PEM) can be read there: {error}") from None
+        own = [each for each in given if _stamps(each)]
+        return [each for each in given if each not in own] or own, own[0] if own else None
+
+
+def _stamps(certificate: Certificate) -> bool:
+    """Tell whether a certificate is one that stamps are signed with."""
+    from cryptography.x509 import ExtendedKeyUsage, ExtensionNotFound
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     try:
-        return load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path}: no certificates (PEM) can be read there: {error}") from None
+        usage = certificate.extensions.get_extension_for_class(ExtendedKeyUsage).value
+    except (ExtensionNotFound, ValueError):
+        return False
+    return ExtendedKeyUsageOID.TIME_STAMPING in usage
 
 
 def _client() -> Any:
