@@ -21,18 +21,18 @@ LAYERS = (
     ("view",),
     ("core",),
     ("projection",),
-    ("repair", "selftest"),
-    ("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
+    ("repair", "selftest", "shredding"),
+    ("span", "provider", "encryption", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
     ("journal", "recovering", "partition", "handover"),
-    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
+    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder", "subjectkeys"),
     ("segment",),
     (
         *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
-    ("decoding", "merkle", "notes"),
+    ("decoding", "merkle", "notes", "ciphertext", "keyring"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}

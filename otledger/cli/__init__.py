@@ -1,6 +1,18 @@
 """The command line. Entry and help cost what typer costs: everything else is imported inside the commands."""
 
-from otledger.cli import checking, demo, indexing, mending, numbers, querying, reading, replaying, transfer, writing
+from otledger.cli import (
+    checking,
+    demo,
+    indexing,
+    mending,
+    numbers,
+    querying,
+    reading,
+    replaying,
+    shredding,
+    transfer,
+    writing,
+)
 from otledger.cli.app import app, main
 
 __all__ = [
@@ -14,6 +26,7 @@ __all__ = [
     "querying",
     "reading",
     "replaying",
+    "shredding",
     "transfer",
     "writing",
 ]

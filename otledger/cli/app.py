@@ -29,7 +29,7 @@ class Failed(Exception):
 
 ORDER = (
     *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest", "sql"),
-    *("verify", "repair", "machines", "doctor", "index", "compact", "replay", "receive", "import", "export"),
+    *("verify", "keys", "repair", "machines", "doctor", "index", "compact", "replay", "receive", "import", "export"),
 )
 """The commands as the help lists them."""
 OWN = frozenset(ORDER) - {"replay", "receive", "import", "export"}
