@@ -216,6 +216,7 @@ class SubjectKeys:
                 dying = self.dying(subject)
                 for key in dying:
                     _wipe(self._dying_path(key), key)
+                dying = [msgspec.structs.replace(key, key="") for key in dying]
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._hint(subject))
         except OSError as error:
