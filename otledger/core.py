@@ -16,6 +16,7 @@ import orjson
 from opentelemetry import trace
 
 from otledger import provider, values, writers
+from otledger.ciphertext import Cipher
 from otledger.config import Config
 from otledger.encryption import KeyWanted, Sealer
 from otledger.errors import EventRefused, LedgerClosed, LedgerDamaged, QueueFull
@@ -130,6 +131,12 @@ class Core:
             # What raised or did not fit may be quoted there.
             draft.marks[mark] = "the text is left out: the data is encrypted"
         return self.encoder.draft(draft, time_ns(), cipher=cipher)
+
+    def cipher_at_hand(self, draft: Draft) -> Cipher | None:
+        """Give the key for an event that no processor is to see, where it is in memory."""
+        sealer = self.sealer
+        name = None if sealer is None else sealer.name_for(draft)
+        return None if sealer is None or name is None else sealer.at_hand(name)
 
     def _run_processors(self, draft: Draft) -> Draft | None:
         for processor in self.config.processors:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time as _time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -391,11 +391,12 @@ class Encoder:
         ipc_hash: str | None = None,
         members: str = "",
         extensions: Mapping[str, Extension] | None = None,
+        cipher: Cipher | None = None,
     ) -> tuple[str, bytes]:
         """Give id and part of an event that happened at `ns`; None: now.
 
         `members` are encoded ones, for the trace that it belongs to. The payload is copied: what the caller
-        changes in it later does not count.
+        changes in it later does not count. With `cipher` it is encrypted, and the event needs a subject.
         Raises `EventRefused` if a name, the size or the depth is not allowed.
         """
         key = type if source is None else (type, source)
@@ -407,21 +408,29 @@ class Encoder:
         before = self.before
         if members or extensions or subject is not None or ipc_hash is not None:
             before = f'Z"{self._tail(subject, ipc_hash, members, extensions)}'
-        if speed.event is not None:
+        seal = None
+        if cipher is not None and data is not None:
+            seal = functools.partial(cipher.seal, type=type, subject=check_text("subject", subject))
+        elif speed.event is not None:
             made = speed.event(self.heads, key, before, data, ns)
             if made is not None:
                 return made
-        return self._assemble(head, before, data, now_ns() if ns is None else ns)
+        return self._assemble(head, before, data, now_ns() if ns is None else ns, seal)
 
-    def _assemble(self, head: str, before: str, data: Any, ns: int) -> tuple[str, bytes]:
+    def _assemble(
+        self, head: str, before: str, data: Any, ns: int, seal: Callable[..., bytes] | None
+    ) -> tuple[str, bytes]:
         millisecond, prefix, text = self._instant
         if ns // 1_000_000 != millisecond:
             prefix, text = self._note_instant(ns)
         id = prefix + event_rest()
-        try:
-            payload = f',"data":{encode(data, self.on_repr).decode()}' if data is not None else ""
-        except values.TooDeep as error:
-            raise EventRefused(f"data cannot be stored: {error}") from None
+        payload = ""
+        if data is not None:
+            try:
+                raw = encode(data, self.on_repr)
+            except values.TooDeep as error:
+                raise EventRefused(f"data cannot be stored: {error}") from None
+            payload = f',"data":{(raw if seal is None else seal(raw, id=id)).decode()}'
         part = f"{OPENING}{id}{head}{text}{ns % 1_000_000:06d}{before}{payload}".encode()
         if len(part) > _MAX_PART:
             raise _too_large(part)

@@ -68,7 +68,9 @@ class BaseView:
             members = _span_members(context)
         if core.slow or time is not None or id is not None or (core.sealer is not None and subject is not None):
             draft = Draft(type, data, subject, source, ipc_hash, dict(extensions or {}), time, id)
-            return core.process(draft, members, wait=wait)
+            if core.slow or time is not None or id is not None or (cipher := core.cipher_at_hand(draft)) is None:
+                return core.process(draft, members, wait=wait)
+            return core.encoder.event(type, data, None, source, subject, ipc_hash, members, extensions, cipher)
         return core.encoder.event(type, data, None, source, subject, ipc_hash, members, extensions)
 
     def emit_nowait(

@@ -151,7 +151,19 @@ def test_the_help_lists_the_commands_in_their_order(cli: Run) -> None:
     listed = re.findall(r"^  ([a-z]+) ", done.stdout.partition("Commands:")[2], re.MULTILINE)
     assert listed == [
         *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest", "sql"),
-        *("verify", "keys", "repair", "machines", "doctor", "index", "compact", "replay", "receive", "import", "export"),
+        *(
+            "verify",
+            "keys",
+            "repair",
+            "machines",
+            "doctor",
+            "index",
+            "compact",
+            "replay",
+            "receive",
+            "import",
+            "export",
+        ),
     ]
 
 
