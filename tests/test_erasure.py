@@ -400,6 +400,38 @@ def test_a_key_is_durable_before_its_first_record_is_accepted(
     assert data_of(root, keys) == [SECRET]
 
 
+def test_a_key_that_is_damaged_is_not_used(root: Path, keys: Path) -> None:
+    with ledger(root, keys) as it:
+        it.emit("a.b", SECRET, subject="s")
+    (path,) = key_files(keys)
+    key = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**key, "key": b64encode(bytes(32)).decode()}))
+    with ledger(root, keys) as it:
+        it.emit("a.b", "new", subject="s")
+    assert len(set(kids_of(root, "s"))) == len(key_files(keys)) == 2
+    assert data_of(root, keys, type="a.b")[1] == "new"
+
+
+def test_a_fork_in_the_middle_leaves_no_lock(root: Path, keys: Path, script: Any) -> None:
+    code = """
+        import os, sys
+        from pathlib import Path
+        from otledger.subjectkeys import SubjectKeys
+        keys = SubjectKeys(sys.argv[1], "m1", Path(sys.argv[2]), lock_timeout=1)
+        keys.obtain("before", "AES-256-GCM")
+        with keys._locked():
+            child = os.fork()
+            if child == 0:
+                sys.stdin.readline()
+                os._exit(0)
+        keys.obtain("after", "AES-256-GCM")
+        print("made", flush=True)
+    """
+    process = script(code, keys, root)
+    assert process.stdout.readline() == "made\n"
+    assert process.wait(60) == 0
+
+
 def test_another_ledger_has_another_key_for_the_same_subject(root: Path, keys: Path, tmp_path: Path) -> None:
     for machine, place in (("m1", root), ("m2", root), ("m1", tmp_path / "other")):
         with ledger(place, keys, machine=machine) as it:
