@@ -196,7 +196,7 @@ def test_what_is_not_encrypted(root: Path, keys: Path) -> None:
     policy = lambda draft: draft.subject if draft.type.startswith("user.") else None  # noqa: E731
     with ledger(root, keys, encrypt=policy) as it:
         it.emit("user.a", "plain 1")
-        it.emit("user.b", None, subject="s")
+        it.emit("user.b", None, subject="nothing to hide")
         it.emit("order.a", "plain 2", subject="s")
         it.emit("user.c", SECRET, subject="s")
     records = {record["type"]: record for record in stored(root)}
@@ -204,6 +204,7 @@ def test_what_is_not_encrypted(root: Path, keys: Path) -> None:
     assert "data" not in records["user.b"]
     assert records["order.a"]["data"] == "plain 2"
     assert enc(records["user.c"])
+    assert len(key_files(keys)) == 1
     with otledger.open_sync(root, machine="m1", keys=keys) as it:
         it.emit("user.d", "plain 3", subject="s")
     assert stored(root)[-1]["data"] == "plain 3"
@@ -422,6 +423,7 @@ def test_a_fork_in_the_middle_leaves_no_lock(root: Path, keys: Path, script: Any
         with keys._locked():
             child = os.fork()
             if child == 0:
+                os.close(1)
                 sys.stdin.readline()
                 os._exit(0)
         keys.obtain("after", "AES-256-GCM")
