@@ -57,7 +57,7 @@ class Sealer:
         try:
             Cipher(alg, bytes(32))
         except Exception as error:
-            raise ConfigurationError(f"{alg} cannot be used here: {error}; see: otledger doctor") from None
+            raise ConfigurationError(f"{alg} cannot be used here: {error}; give another cipher") from None
         self._known: dict[str, tuple[Cipher, str]] = {}
 
     @property

@@ -538,6 +538,35 @@ def test_the_key_is_found_again_after_a_restart_and_in_a_fork(root: Path, keys: 
     assert data_of(root, keys) == [SECRET] * 10
 
 
+@pytest.mark.parametrize("step", ["os, 'write'", "os, 'fsync'", "os, 'replace'"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_while_a_key_is_made(root: Path, keys: Path, script: Any, step: str, when: str) -> None:
+    code = f"""
+        import os, sys
+        from pathlib import Path
+        from otledger.subjectkeys import SubjectKeys
+        keys = SubjectKeys(sys.argv[1], "m1", Path(sys.argv[2]))
+        keys.obtain("before", "ChaCha20-Poly1305")
+        holder, name = {step}
+        real = getattr(holder, name)
+        def crash(*args, **options):
+            if {when == "after"}:
+                real(*args, **options)
+            os._exit(9)
+        setattr(holder, name, crash)
+        keys.obtain("s", "ChaCha20-Poly1305")
+    """
+    assert script(code, keys, root).wait(60) == 9
+    with ledger(root, keys) as it:
+        it.emit("a.b", SECRET, subject="s")
+    assert data_of(root, keys) == [SECRET]
+    # A key that nothing was encrypted with goes as well.
+    left = SubjectKeys(keys, "m1", root)
+    assert len(left.of("s")) == len(left.destroy("s"))
+    assert left.of("s") == []
+    assert data_of(root, keys) != [SECRET]
+
+
 async def test_the_loop_goes_on_while_a_key_is_made(root: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     real = SubjectKeys.obtain
