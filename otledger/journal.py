@@ -123,13 +123,11 @@ class Journal(Recovering):
             if self._closed:
                 return
             self._closed = True
-            if self._dir_fd < 0 or self._pid != os.getpid():
-                self._release_files()
-                return
-            try:
-                self._checkpoint_at_close()
-            except (LedgerError, OSError) as error:
-                log.warning("%s: no checkpoint at close: %s", self.path, error)
+            if self._dir_fd >= 0 and self._pid == os.getpid():
+                try:
+                    self._checkpoint_at_close()
+                except (LedgerError, OSError) as error:
+                    log.warning("%s: no checkpoint at close: %s", self.path, error)
             self._sealer.close()
             self._release_files()
 
@@ -146,7 +144,11 @@ class Journal(Recovering):
     def after_fork(self) -> None:
         """Drop, in a forked child, everything that belongs to the parent."""
         self._mutex = threading.Lock()
+        self._drop_parents()
+
+    def _drop_parents(self) -> None:
         self._sealer.after_fork()
+        self.sealed_apart = False
         self._release_files()
 
     # Checkpoints with the tree
@@ -163,10 +165,11 @@ class Journal(Recovering):
                 return self._offered is not None
             state, ledger, adoptions = self._state, self._chain_id, self._adoptions
             durable = Place(self._name, state.synced, state.synced_seq, state.synced_head.encode())
-        commit = self._sealer.commit(ledger, durable, again=False)
+            covered = state.checkpoint_size
+        commit = self._sealer.commit(ledger, durable, covered=covered, again=False)
         with self._mutex:
             if commit is not None and not self._closed and self._adoptions == adoptions:
-                self._note_refusal(commit, durable)
+                self._note_refusal(commit)
                 self._offered = commit
             return self._offered is not None
 
@@ -196,14 +199,15 @@ class Journal(Recovering):
         """
         with self._mutex, self._locked(self.config.lock_timeout):
             self._settle_all()
-            end, ledger, adoptions = self._here(), self._chain_id, self._adoptions
-        commit = self._sealer.commit(ledger, end)
+            end, ledger, covered = self._here(), self._chain_id, self._state.checkpoint_size
+            adoptions = self._adoptions
+        commit = self._sealer.commit(ledger, end, covered=covered)
         if commit is None:
             return False
         with self._mutex, self._locked(self.config.lock_timeout):
-            if self._adoptions != adoptions or commit.size < self._state.checkpoint_size:
+            if self._adoptions != adoptions or not self._is_due(commit):
                 return False
-            self._note_refusal(commit, end)
+            self._note_refusal(commit)
             self._put_checkpoint(commit)
         return True
 
@@ -212,11 +216,16 @@ class Journal(Recovering):
         with self._mutex, self._locked(self.config.lock_timeout):
             return self._chain_id
 
-    def seal_segments(self) -> None:
-        """Write down the SHA-256 of closed segments that nobody has written down yet."""
-        for piece, digest in self._sealer.unsealed():
+    def seal_segments(self) -> bool:
+        """Write down the SHA-256 of closed segments that nobody has written down yet.
+
+        False where another process is at it.
+        """
+        found = self._sealer.unsealed()
+        for piece, digest in found or ():
             data = {"segment": str(piece.name), "size": piece.size, "sha256": digest}
             self.append([Draft(SEALED_TYPE, data)], reserved=True)
+        return found is not None
 
     def _checkpoint_at_close(self) -> None:
         timeout = self.config.lock_timeout
@@ -226,23 +235,25 @@ class Journal(Recovering):
             self._settle_all()
             if not self._something_new():
                 return
-            end, ledger, adoptions = self._here(), self._chain_id, self._adoptions
+            end, ledger, covered = self._here(), self._chain_id, self._state.checkpoint_size
+            adoptions = self._adoptions
         commit = None
         try:
-            commit = self._sealer.commit(ledger, end, seconds=CLOSING)
+            commit = self._sealer.commit(ledger, end, covered=covered, seconds=CLOSING)
         except (LedgerError, OSError) as error:
             log.warning("%s: the checkpoint at close is not signed: %s", self.path, error)
         with self._locked(timeout, closing=True):
-            if commit is not None and (self._adoptions != adoptions or commit.size < self._state.checkpoint_size):
+            if commit is not None and (self._adoptions != adoptions or not self._is_due(commit)):
                 commit = None
             if commit is not None:
-                self._note_refusal(commit, end)
+                self._note_refusal(commit)
             if self._something_new():
                 self._put_checkpoint(commit)
 
-    def _note_refusal(self, commit: Commit, at: Place) -> None:
+    def _note_refusal(self, commit: Commit) -> None:
         if commit.refusal is not None and not self._refused:
             self._refused = True
+            at = commit.at
             self._report(Finding("damage", at.segment, at.offset, at.seq, commit.refusal))
 
     # The lock
@@ -254,7 +265,8 @@ class Journal(Recovering):
         if self._closed and not closing:
             raise LedgerClosed(f"the journal of {self.path} is closed")
         if self._pid != os.getpid():
-            self._release_files()
+            # A fork that ran no hooks.
+            self._drop_parents()
         try:
             self._acquire(timeout, on_wait)
             try:

@@ -15,6 +15,10 @@ from otledger.keys import Signed, Signer
 from otledger.notes import VerifierKey
 from otledger.segment import list_machines, open_folder, read_chain
 
+TRIES = 40
+PAUSE = 0.05
+"""Seconds between two tries to make a checkpoint."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChainKeys:
@@ -38,7 +42,7 @@ def init(config: Config, *, epoch: float = 0.0) -> ChainKeys:
     with Journal(config=config) as journal:
         signer = Signer(config.keys, journal.ledger_id())
         signer.create(time.time_ns(), epoch=epoch)
-        journal.checkpoint()
+        _checkpoint(journal)
     return _keys_of(config.machine, signer)
 
 
@@ -52,9 +56,9 @@ def rotate(config: Config) -> ChainKeys:
         if not signer.exists:
             raise ConfigurationError(f"machine {config.machine} has no key in {config.keys}; see otledger keys init")
         # What came before stands under the old key.
-        journal.checkpoint()
+        _checkpoint(journal)
         signer.rotate(time.time_ns())
-        journal.checkpoint()
+        _checkpoint(journal)
     return _keys_of(config.machine, signer)
 
 
@@ -68,6 +72,14 @@ def list_keys(root: Path, keys: Path) -> Iterator[ChainKeys]:
             os.close(fd)
         for ledger in dict.fromkeys(header.ledger for header in headers if header is not None):
             yield _keys_of(machine, Signer(keys, ledger))
+
+
+def _checkpoint(journal: Journal) -> None:
+    """Have everything signed and recorded; where other processes are at it for long, they do it soon."""
+    for _ in range(TRIES):
+        if journal.checkpoint():
+            return
+        time.sleep(PAUSE)
 
 
 def _keys_of(machine: str, signer: Signer) -> ChainKeys:

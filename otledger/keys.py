@@ -18,10 +18,12 @@ import base64
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypedDict, TypeVar
 
 import msgspec
 
@@ -31,6 +33,9 @@ from otledger.merkle import Tree
 from otledger.notes import Commitment, NoteError, SignerKey, VerifierKey, origin_of
 
 FOLDER_MODE = 0o700
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+T = TypeVar("T")
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +59,17 @@ class Signed(msgspec.Struct, frozen=True, kw_only=True):
         return tree
 
 
+class Begun(TypedDict):
+    """The data of an `otledger.key` record (format, 5)."""
+
+    old: str | None
+    new: str
+    size: int
+    root: str
+    path: list[str]
+    signature: str | None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How a chain is signed. Times are seconds."""
 
@@ -67,15 +83,23 @@ class Signer:
     """The keys of one chain. Its files are looked at anew at each use: other processes sign with them as well."""
 
     def __init__(self, keys: Path, ledger: str) -> None:
+        if not _UUID.fullmatch(ledger):
+            raise FormatError(f"{ledger[:100]!r} is no UUID of a chain: somebody wrote it into a segment's header")
         self.folder = keys / ledger
         self.origin = origin_of(ledger)
 
     @property
     def exists(self) -> bool:
-        """Whether the chain has a key here."""
-        return os.path.lexists(self.folder / "signer")
+        """Whether the chain has a key here. Raises `LedgerError` where that cannot be told."""
+        try:
+            os.lstat(self.folder / "signer")
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unreadable("signer", error) from None
+        return True
 
-    def create(self, now: int, *, epoch: float = 0.0) -> dict[str, object]:
+    def create(self, now: int, *, epoch: float = 0.0) -> Begun:
         """Make the chain's first key, durable on return. Gives the data of its `otledger.key` record.
 
         `epoch`: seconds after which the key is destroyed and the next one signs; 0: never by itself.
@@ -108,21 +132,17 @@ class Signer:
 
     def settings(self) -> Settings:
         """Give how the chain is signed."""
-        return msgspec.json.decode(self._read("settings") or "{}", type=Settings)
+        return self._decode("settings", Settings) or Settings()
 
     def memory(self) -> Signed | None:
         """Give what was signed last, or None. Raises `FormatError` where that cannot be read."""
-        text = self._read("signed")
-        if not text:
-            return None
-        try:
-            signed = msgspec.json.decode(text, type=Signed)
-            signed.tree()
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise FormatError(
-                f"{self.folder / 'signed'} cannot be read ({error}): nothing is signed before it is put back",
-                path=self.folder / "signed",
-            ) from None
+        signed = self._decode("signed", Signed)
+        if signed is not None:
+            try:
+                signed.tree()
+                decode_hashes(signed.path)
+            except ValueError as error:
+                raise self._unreadable("signed", error) from None
         return signed
 
     def sign(self, tree: Tree, path: Sequence[bytes], head: str, now: int, basis: Signed | None) -> Signed:
@@ -134,7 +154,7 @@ class Signer:
             if self.memory() != basis:
                 raise Overtaken(f"{self.folder}: another process has signed meanwhile")
             settings = self.settings()
-            if settings.epoch and now - settings.began >= settings.epoch * 1e9:
+            if basis is not None and settings.epoch and now - settings.began >= settings.epoch * 1e9:
                 self._rotate(now)
             key = self.key()
             announced = (f"next {self._key('successor').verifier}",) if settings.epoch else ()
@@ -152,25 +172,28 @@ class Signer:
             self._write("signed", _json(signed))
             return signed
 
-    def rotate(self, now: int) -> dict[str, object]:
+    def rotate(self, now: int) -> Begun:
         """Have another key sign from now on; the old private key is destroyed. Gives the data of its record.
 
-        The old key signs, over what was signed last, that the new one follows. Durable on return.
+        The old key signs, over what was signed last, that the new one follows. Durable on return. Raises
+        `ConfigurationError` where nothing was signed yet.
         """
         with self._locked():
+            if self.memory() is None:
+                raise ConfigurationError(f"{self.folder}: the key has signed nothing yet that another could follow on")
             return self._rotate(now)
 
-    def unrecorded(self) -> list[dict[str, object]]:
+    def unrecorded(self) -> list[Begun]:
         """Give the data of `otledger.key` records that are not known to stand in the ledger, the oldest first."""
-        return msgspec.json.decode(self._read("unrecorded") or "[]", type=list[dict[str, object]])
+        return self._decode("unrecorded", list[Begun]) or []
 
-    def recorded(self, records: Sequence[dict[str, object]]) -> None:
+    def recorded(self, records: Sequence[Begun]) -> None:
         """Forget records that stand in the ledger now, durable."""
         if records:
             with self._locked():
                 self._write("unrecorded", _json([record for record in self.unrecorded() if record not in records]))
 
-    def _rotate(self, now: int) -> dict[str, object]:
+    def _rotate(self, now: int) -> Begun:
         old, epoch = self.key(), self.settings().epoch
         if not epoch:
             self._write("successor", SignerKey.new(self.origin).text() + "\n")
@@ -188,9 +211,8 @@ class Signer:
             new = self._key("successor")
             self._write("verifiers", f"{self._read('verifiers')}{new.verifier}\n")
             self._write("settings", _json(Settings(epoch=self.settings().epoch, began=now or time.time_ns())))
-            self._destroy("signer", new.text() + "\n")
-            signer = new
-        if self.settings().epoch and self._key("successor") == signer:
+            self._succeed()
+        if self.settings().epoch and not os.path.lexists(self.folder / "successor"):
             self._write("successor", SignerKey.new(self.origin).text() + "\n")
 
     # Files
@@ -217,15 +239,30 @@ class Signer:
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:
-            raise LedgerError(f"{self.folder / name} cannot be read: {error}", path=self.folder / name) from None
+            raise self._unreadable(name, error) from None
 
     def _write(self, name: str, text: str) -> None:
         replace_file(self.folder, name, text.encode())
 
-    def _destroy(self, name: str, text: str) -> None:
-        """Replace a file, whose bytes are overwritten once the new ones are durable."""
-        with open(self.folder / name, "r+b") as old:
-            self._write(name, text)
+    def _decode(self, name: str, kind: type[T]) -> T | None:
+        """Give what a file holds; None where there is none."""
+        text = self._read(name)
+        if not text and not os.path.lexists(self.folder / name):
+            return None
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise self._unreadable(name, error) from None
+
+    def _unreadable(self, name: str, error: Exception) -> FormatError:
+        path = self.folder / name
+        return FormatError(f"{path} cannot be read ({error}): nothing is signed before it is put right", path=path)
+
+    def _succeed(self) -> None:
+        """Have the successor in the place of the key, of which nothing is left: no file ever holds a copy of it."""
+        with open(self.folder / "signer", "r+b") as old:
+            os.rename(self.folder / "successor", self.folder / "signer")
+            _sync_names(self.folder)
             old.write(bytes(os.fstat(old.fileno()).st_size))
             old.flush()
             os.fsync(old.fileno())
@@ -248,14 +285,20 @@ class Overtaken(LedgerError):
 
 def replace_file(folder: Path, name: str, data: bytes) -> None:
     """Have a file of 0600 hold `data`, durable on return; after a crash it has the old content or the new."""
-    unfinished = folder / f".{name}.{os.getpid()}"
+    # One name for all: what a crash leaves is overwritten by the next. Whoever calls holds a lock.
+    unfinished = folder / f".{name}.new"
     fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        os.fchmod(fd, 0o600)
         write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
     os.rename(unfinished, folder / name)
+    _sync_names(folder)
+
+
+def _sync_names(folder: Path) -> None:
     folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sync_folder(folder_fd)
@@ -292,9 +335,7 @@ def decode_hashes(texts: Sequence[str]) -> list[bytes]:
     return [decode_hash(text) for text in texts]
 
 
-def _record(
-    old: VerifierKey | None, new: VerifierKey, signer: SignerKey | None, basis: Signed | None
-) -> dict[str, object]:
+def _record(old: VerifierKey | None, new: VerifierKey, signer: SignerKey | None, basis: Signed | None) -> Begun:
     """Give the data of the `otledger.key` record with which `new` begins (format, 5)."""
     size, root = (0, Tree().root()) if basis is None else (basis.size, decode_hash(basis.root))
     commitment = Commitment(new.name, size, root, (f"key {new}",))

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from otledger.errors import LedgerClosed, LedgerError, LockTimeout
+from otledger.errors import LedgerClosed, LockTimeout
 from otledger.journal import Journal
 from otledger.sealing import Broken
 
@@ -24,7 +24,8 @@ class Notary:
         self._report = report
         self._news = threading.Event()
         self._stopped = threading.Event()
-        self._last_error = ""
+        self._last_errors: dict[str, str] = {}
+        """Of what was tried the error that was told last, while it lasts."""
         journal.sealed_apart = True
         threading.Thread(target=self._run, name=f"otledger-seal-{journal.config.machine}", daemon=True).start()
 
@@ -39,50 +40,50 @@ class Notary:
         self._news.set()
 
     def _run(self) -> None:
-        waiting, left = False, self._journal.config.heartbeat_interval
+        config = self._journal.config
+        pause = max(LEAST_PAUSE, config.checkpoint_interval)
+        waiting, left = False, config.heartbeat_interval
         segment = self._attempt(self._seal_segments, "")
-        while True:
-            pause = max(LEAST_PAUSE, self._journal.config.checkpoint_interval)
-            news = self._news.wait(pause if waiting else left or None)
-            if news and not waiting:
+        while not self._stopped.is_set():
+            if self._news.wait(pause if waiting else left or None):
                 # What comes in this time has one checkpoint.
                 self._stopped.wait(pause)
-            if self._stopped.is_set():
-                return
-            self._news.clear()
-            if news or waiting:
-                waiting = self._attempt(self._checkpoint, False)
+                if self._stopped.is_set():
+                    return
+                self._news.clear()
+                waiting = self._attempt(self._journal.prepare_checkpoint, False)
+            elif waiting:
+                # No batch came that would have taken it along.
+                waiting = self._attempt(self._write, False)
             else:
                 left = self._attempt(self._journal.beat, left)
             if self._journal.segment != segment:
                 segment = self._attempt(self._seal_segments, segment)
 
-    def _checkpoint(self) -> bool:
-        """Have a checkpoint computed; give whether it waits for a batch that takes it along."""
-        waiting = self._journal.prepare_checkpoint()
-        if waiting and not self._news.is_set():
-            # No batch comes that would.
-            self._journal.write_checkpoint()
-            return False
-        return waiting
+    def _write(self) -> bool:
+        self._journal.write_checkpoint()
+        return False
 
     def _seal_segments(self) -> str:
         segment = self._journal.segment
-        self._journal.seal_segments()
-        return segment
+        return segment if self._journal.seal_segments() else ""
 
     def _attempt(self, call: Callable[[], T], otherwise: T) -> T:
+        name = call.__name__
         try:
-            return call()
+            done = call()
         except (LedgerClosed, LockTimeout):
-            pass
+            return otherwise
         except Broken as error:
             # To try again would read everything again. Batches bring checkpoints of their own from now on.
             self._journal.sealed_apart = False
             self._stopped.set()
             self._report(error)
-        except (LedgerError, OSError) as error:
-            if str(error) != self._last_error:
+            return otherwise
+        except Exception as error:  # Whatever it is, records are written, and the next checkpoint is tried.
+            if str(error) != self._last_errors.get(name):
                 self._report(error)
-            self._last_error = str(error)
-        return otherwise
+            self._last_errors[name] = str(error)
+            return otherwise
+        self._last_errors.pop(name, None)
+        return done

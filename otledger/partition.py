@@ -23,7 +23,7 @@ from otledger.folder import check_root, give_name, make_partition, set_mode, syn
 from otledger.handover import Ack, Batch, Resource, dumps
 from otledger.lock import PartitionLock, State
 from otledger.recovery import Finding, Place
-from otledger.sealing import KEY_TYPE, Commit
+from otledger.sealing import KEY_TYPE, Commit, keys_between
 from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
@@ -64,6 +64,8 @@ class Partition:
         self.findings: list[Finding] = []
         """What recovery found since this journal was made."""
         self.encoder = record.Encoder(config.machine, config.service)
+        self.sealed_apart = False
+        """Whether somebody has checkpoints made beside the batches, and offers them."""
         self._adoptions = 0
         """How often the files were looked at anew: what was computed before that may be about other records."""
         self._forget()
@@ -89,8 +91,8 @@ class Partition:
         self._offered: Commit | None = None
         """A checkpoint that is to go with the next batch."""
         self._adoptions += 1
-        self.sealed_apart = False
-        """Whether somebody has checkpoints made beside the batches, and offers them."""
+        self._replaced = 0.0, 0, -1
+        """What the state said of checkpoints before the last one was made."""
 
     def _open_folder(self) -> None:
         config = self.config
@@ -200,7 +202,7 @@ class Partition:
         state = self._state
         if previous is None:
             # A chain's first checkpoint is worth writing when there is more than this header.
-            state.checkpoint = clock.boot_ns() / 1e9
+            state.checkpoint, state.checkpoint_size, state.checkpoint_seq = clock.boot_ns() / 1e9, 0, -1
         state.segment = str(name)
         state.acked = state.synced = sum(map(len, block))
         state.seq = state.synced_seq = seq + len(block)
@@ -238,6 +240,9 @@ class Partition:
         first = self._state.seq
         self._check_numbers(first, len(parts))
         lines_written, error = self._write_lines(parts)
+        if self._state.checkpoint_seq >= first + len(lines_written):
+            # It is not among them.
+            self._state.checkpoint, self._state.checkpoint_size, self._state.checkpoint_seq = self._replaced
         if not lines_written:
             raise self._explain(error or OSError(errno.EIO, "nothing was written"))
         before = self._state.acked
@@ -383,7 +388,7 @@ class Partition:
         state = self._state
         since = clock.boot_ns() / 1e9 - state.checkpoint
         offered = self._offered
-        if offered is not None and (offered.ledger != self._chain_id or offered.size < state.checkpoint_size):
+        if offered is not None and not self._is_due(offered):
             offered = self._offered = None
         # Somebody who makes them beside the batches may have died, or be far behind.
         interval = self.config.checkpoint_interval * (PATIENCE if self.sealed_apart and offered is None else 1)
@@ -402,11 +407,31 @@ class Partition:
         """Give the parts of a checkpoint: of what was computed, or of the head alone."""
         state = self._state
         if commit is None:
-            commit = Commit(self._chain_id, state.synced_seq, {"size": state.synced_seq, "head": state.synced_head})
+            assert self._name is not None
+            end = Place(self._name, state.synced, state.synced_seq, state.synced_head.encode())
+            commit = Commit(self._chain_id, end, {"size": state.synced_seq, "head": state.synced_head})
+        keys = self._keys_due(commit)
+        self._replaced = state.checkpoint, state.checkpoint_size, state.checkpoint_seq
         state.checkpoint, state.checkpoint_size = clock.boot_ns() / 1e9, commit.size
-        state.checkpoint_seq = state.seq + len(commit.keys)
-        parts = [self.encoder.telemetry(KEY_TYPE, now, dumps(key)) for key in commit.keys]
+        state.checkpoint_seq = state.seq + len(keys)
+        parts = [self.encoder.telemetry(KEY_TYPE, now, dumps(key)) for key in keys]
         return [*parts, self.encoder.telemetry(CHECKPOINT_TYPE, now, dumps(commit.checkpoint))]
+
+    def _is_due(self, commit: Commit) -> bool:
+        """Tell whether a commit that was computed without the lock may still be written.
+
+        Not behind one of another process over as much: that is signed later, maybe by another key. And with a key's
+        record only into the segment for which it was missed.
+        """
+        fits = not commit.keys or commit.at.segment == self._name
+        return fits and commit.ledger == self._chain_id and commit.size > self._state.checkpoint_size
+
+    def _keys_due(self, commit: Commit) -> list[dict[str, Any]]:
+        """Give the beginnings of keys that nobody has written since the commit was computed."""
+        if not commit.keys:
+            return []
+        written = keys_between(self._fd, commit.at.offset, self._state.acked)
+        return [key for key in commit.keys if key not in written]
 
     def _settle_all(self) -> None:
         """Have everything that was written durable."""

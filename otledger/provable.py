@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from otledger.archived import archived_in
 from otledger.batch import MAX_LINE, check_line
 from otledger.errors import RootError
 from otledger.merkle import leaf_hash
@@ -211,8 +212,12 @@ class Partition:
         return max((at for at, begin in enumerate(begins) if begin <= seq), default=0)
 
     def _not_there(self, seq: int) -> ProofError:
-        if self.missing:
-            why = f"record {seq} is in {self.missing[0]} or before, which is not there; if it is archived, put it back"
+        moved = archived_in(self.dir_fd, self.path, Chain(self.pieces))
+        segment = next((each.segment for each in moved if each.first <= seq <= each.last), None)
+        if segment is not None:
+            why = f"record {seq} is in {segment}, which was archived; copy it back for as long as you prove it"
+        elif self.missing:
+            why = f"record {seq} is in {self.missing[0]} or before, which is not there; see: otledger verify"
         else:
             why = f"record {seq} is not there; see: otledger verify"
         return ProofError(f"{self.path}: {why}", path=self.path, seq=seq)

@@ -26,7 +26,6 @@ from otledger.recovery import Place
 from otledger.segment import (
     BLOCK,
     CHECKPOINT_TYPE,
-    Chain,
     ChainCheck,
     Piece,
     blocks,
@@ -34,6 +33,7 @@ from otledger.segment import (
     file_size,
     find_back,
     find_seq,
+    last_line,
     lines_with,
     open_folder,
     open_segment,
@@ -43,6 +43,8 @@ from otledger.segment import (
 
 KEY_TYPE = "otledger.key"
 SEALED_TYPE = "otledger.sealed"
+SEALING = 5.0
+"""Seconds to wait for a commit of another process before closed segments are looked at."""
 MOST_TRIED = 20
 """Checkpoints that are looked at for a tree to go on from, before it is computed from the beginning."""
 
@@ -52,13 +54,19 @@ class Commit:
     """What is to be written about the first `size` records of a chain."""
 
     ledger: str
-    size: int
+    at: Place
+    """Where they end."""
     checkpoint: dict[str, Any]
     """The data of the `otledger.checkpoint` record."""
     keys: tuple[dict[str, Any], ...] = ()
     """Data of `otledger.key` records that belong before it."""
     refusal: str | None = None
     """Why the signer refuses, where it does."""
+
+    @property
+    def size(self) -> int:
+        """How many records it is about."""
+        return self.at.seq
 
 
 class Broken(LedgerError):
@@ -75,12 +83,14 @@ class Sealer:
     def __init__(self, path: Path, keys: Path) -> None:
         self.path = path
         self.keys = keys
+        self._closed = False
+        self._dir_fd = -1
         self.after_fork()
 
     def after_fork(self) -> None:
         """Know nothing: at the beginning, and in a forked child, whose parent keeps the lock."""
         self._mutex = threading.Lock()
-        self._dir_fd = -1
+        self._close_folder()
         self._forget()
 
     def _forget(self) -> None:
@@ -94,34 +104,61 @@ class Sealer:
         """Whether the tree was computed from the beginning or from what was signed, not from a checkpoint's word."""
 
     def close(self) -> None:
-        """Close the folder; another call of `commit` opens it again."""
-        with self._mutex:
-            if self._dir_fd >= 0:
-                os.close(self._dir_fd)
-                self._dir_fd = -1
-
-    def commit(self, ledger: str, upto: Place, *, seconds: float | None = None, again: bool = True) -> Commit | None:
-        """Bring the tree up to `upto`, all before which is durable, and sign it if the chain has a key.
-
-        None where that takes more than `seconds`, or another process is at it or has done more already. Without
-        `again` None as well where nothing is new. Raises `Broken` where the records are not in their chain,
-        `LedgerError` and OSError where keys or files cannot be read.
-        """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        if not upto.seq or not self._mutex.acquire(timeout=-1 if seconds is None else seconds):
-            return None
-        try:
-            with self._alone(deadline) as alone:
-                return self._commit(ledger, upto, deadline, again=again) if alone else None
-        except _Behind:
-            return None
-        except BaseException:
-            self._forget()
-            raise
-        finally:
+        """Make no more commits. Waits for nothing: a thread that is at one gives up soon, and closes the folder."""
+        self._closed = True
+        if self._mutex.acquire(blocking=False):
+            self._close_folder()
             self._mutex.release()
 
-    def _commit(self, ledger: str, upto: Place, deadline: float | None, *, again: bool) -> Commit | None:
+    def _close_folder(self) -> None:
+        if self._dir_fd >= 0:
+            os.close(self._dir_fd)
+            self._dir_fd = -1
+
+    def commit(
+        self, ledger: str, upto: Place, *, covered: int = 0, seconds: float | None = None, again: bool = True
+    ) -> Commit | None:
+        """Bring the tree up to `upto`, all before which is durable, and sign it if the chain has a key.
+
+        `covered` is how many records a checkpoint covers already, by whomever. None where that takes more than
+        `seconds`, or another process is at it or has done more already. Without `again` None as well where nothing
+        is new. Raises `Broken` where the records are not in their chain, `LedgerError` and OSError where keys or
+        files cannot be read.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._turn(deadline) as alone:
+            if not alone or not upto.seq:
+                return None
+            try:
+                return self._commit(ledger, upto, covered, deadline, again=again)
+            except _Behind:
+                return None
+            except BaseException:
+                self._forget()
+                raise
+
+    @contextlib.contextmanager
+    def _turn(self, deadline: float | None) -> Iterator[bool]:
+        """Be the only one at the tree, of all threads and processes; False where others are until `deadline`.
+
+        Without a deadline it waits for the threads of this process, and for no other process.
+        """
+        left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._mutex.acquire(timeout=left):
+            yield False
+            return
+        try:
+            if self._closed:
+                yield False
+                return
+            with self._alone(deadline) as alone:
+                yield alone
+        finally:
+            self._mutex.release()
+            if self._closed:
+                self.close()
+
+    def _commit(self, ledger: str, upto: Place, covered: int, deadline: float | None, *, again: bool) -> Commit | None:
         signer = Signer(self.keys, ledger)
         keyed = signer.exists
         signed = signer.memory() if keyed else None
@@ -129,6 +166,9 @@ class Sealer:
             known = self._at is not None and ledger == self._ledger and signed == self._basis
             if not known or (keyed and not self._whole):
                 self._begin(ledger, signed, upto, keyed=keyed)
+            elif not keyed and self._at is not None and self._at.seq < covered:
+                # What another process has added need not be added again.
+                self._begin_at_checkpoint(self._chain(ledger), upto)
         except _Refused as refusal:
             return _refused(ledger, upto, refusal.signed, str(refusal))
         if self._at is not None and self._at.seq == upto.seq and not again:
@@ -147,7 +187,7 @@ class Sealer:
                 return None
             data["note"] = self._basis.note
             keys = tuple(self._not_written(signer, upto))
-        return Commit(ledger, upto.seq, data, keys)
+        return Commit(ledger, upto, data, keys)
 
     @contextlib.contextmanager
     def _alone(self, deadline: float | None) -> Iterator[bool]:
@@ -172,8 +212,7 @@ class Sealer:
             if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
                 return
             # Replaced, by a checkout or a restored copy.
-            os.close(self._dir_fd)
-            self._dir_fd = -1
+            self._close_folder()
             self._forget()
         self._dir_fd = open_folder(self.path)
 
@@ -192,6 +231,9 @@ class Sealer:
         self._at = Place(chain[0].name, 0, 0, ZEROS)
         if not keyed:
             self._begin_at_checkpoint(chain, upto)
+        if self._at.seq == 0 and chain[0].header is not None and chain[0].header.seq > 0:
+            why = f"{chain[0].header.seq:,} records before {chain[0].name} are not here, and the tree begins with them"
+            raise Broken(f"{self.path}: {why}: nothing is signed before they are put back", path=self.path)
 
     def _chain(self, ledger: str) -> list[Piece]:
         """Give the segments of the newest chain, if it is this one."""
@@ -215,6 +257,9 @@ class Sealer:
             if piece.header is None or piece.header.seq > seq:
                 continue
             with self._opened(piece) as (fd, end):
+                last = check_line(last_line(fd, end)[1])
+                if last is not None and last.seq < seq:
+                    return None
                 found = find_seq(fd, seq, end)
                 for offset, line in [found] if found else find_back(fd, b',"seq":%d,"prev":"' % seq, end):
                     tail = check_line(line)
@@ -232,7 +277,7 @@ class Sealer:
             os.close(fd)
 
     def _begin_at_checkpoint(self, chain: list[Piece], upto: Place) -> None:
-        """Go on from the last checkpoint that has a tree: only where nothing is signed is its word enough."""
+        """Go on from the last checkpoint with a tree, if that is farther: where nothing is signed, its word will do."""
         tried = 0
         for piece in reversed(chain):
             with self._opened(piece) as (fd, end):
@@ -250,6 +295,8 @@ class Sealer:
             tree = Tree(size, decode_hashes(data["edge"]))
         except (KeyError, TypeError, ValueError, AttributeError):
             return False
+        if self._at is not None and size <= self._at.seq:
+            return True
         found = self._find(chain, size - 1) if 0 < size <= upto.seq else None
         if found is None or not is_included(leaf_hash(found[1].checksum), size - 1, size, path, tree.root()):
             return False
@@ -274,7 +321,7 @@ class Sealer:
             fd = open_segment(self._dir_fd, piece.name, shown=self.path)
             try:
                 while start < (file_size(fd) if end is None else end):
-                    if deadline is not None and time.monotonic() > deadline:
+                    if self._closed or (deadline is not None and time.monotonic() > deadline):
                         return False
                     start = self._add_block(fd, piece, start, file_size(fd) if end is None else end)
             finally:
@@ -313,28 +360,31 @@ class Sealer:
         missing = signer.unrecorded()
         if not missing:
             return []
-        written = []
-        for piece in self._chain(self._ledger):
+        written: list[dict[str, Any]] = []
+        # A key's record comes after all that it names.
+        first = min(record["size"] for record in missing)
+        for piece in reversed(self._chain(self._ledger)):
             end = upto.offset if piece.name == upto.segment else None
             with self._opened(piece) as (fd, size):
-                for _, line in lines_with(fd, KEY_TYPE.encode(), 0, size if end is None else end):
-                    if check_line(line) is not None:
-                        written.append(control_data(line, KEY_TYPE))
+                written += keys_between(fd, 0, size if end is None else end)
+            if piece.header is not None and piece.header.seq <= first:
+                break
         signer.recorded([record for record in missing if record in written])
-        return [record for record in missing if record not in written]
+        return [dict(record) for record in missing if record not in written]
 
     # Closed segments
 
-    def unsealed(self) -> list[tuple[Piece, str]]:
+    def unsealed(self) -> list[tuple[Piece, str]] | None:
         """Give the closed segments that no `otledger.sealed` record names, the oldest first, with their SHA-256.
 
-        Looks back to the newest that has one. Empty where another process is at it.
+        Looks back to the newest that has one. None where another process is at it.
         """
-        with self._mutex, self._alone(time.monotonic()) as alone:
+        with self._turn(time.monotonic() + SEALING) as alone:
+            if not alone:
+                return None
             found: list[tuple[Piece, str]] = []
             named: set[str] = set()
-            chain = read_chain(self._dir_fd, self.path) if alone else Chain()
-            for piece in reversed(chain.pieces):
+            for piece in reversed(read_chain(self._dir_fd, self.path).pieces):
                 if str(piece.name) in named:
                     break
                 with self._opened(piece) as (fd, end):
@@ -342,6 +392,8 @@ class Sealer:
                         digest = sha256()
                         for block in blocks(fd, 0, end):
                             digest.update(block)
+                            if self._closed:
+                                return None
                         found.append((piece, digest.hexdigest()))
                     for _, line in lines_with(fd, SEALED_TYPE.encode(), 0, end):
                         data = control_data(line, SEALED_TYPE)
@@ -360,7 +412,13 @@ class _Refused(Exception):
 def _refused(ledger: str, upto: Place, signed: Signed, why: str) -> Commit:
     known = {"size": signed.size, "root": signed.root, "note": signed.note}
     checkpoint = {"size": upto.seq, "head": upto.prev.decode(), "refused": known}
-    return Commit(ledger, upto.seq, checkpoint, refusal=f"the signer refuses: {why}")
+    return Commit(ledger, upto, checkpoint, refusal=f"the signer refuses: {why}")
+
+
+def keys_between(fd: int, start: int, end: int) -> list[dict[str, Any]]:
+    """Give the data of the `otledger.key` records of a segment between two offsets."""
+    found = (line for _, line in lines_with(fd, KEY_TYPE.encode(), start, end) if check_line(line) is not None)
+    return [data for line in found if (data := control_data(line, KEY_TYPE)) is not None]
 
 
 def _check(block: bytes, whole: int, seq: int, prev: bytes) -> tuple[int, int, bytes]:

@@ -6,6 +6,7 @@ Attacks begin with such a ledger: `Signed(root).put(1, 2).seal()` and then, with
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -223,6 +224,11 @@ def resigned(lines: Iterable[bytes], key: SignerKey) -> list[bytes]:
             line = line.replace(old, json.dumps(new, separators=(",", ":"), ensure_ascii=False).encode())
         done.append(line)
     return rechained(done)
+
+
+def unsynced(lines: Iterable[bytes]) -> list[bytes]:
+    """The lines without the number of durable records, which no longer fits where others were put in or taken out."""
+    return [re.sub(rb',"synced":\d+(?=,"seq":)', b"", line) for line in lines]
 
 
 def checkpoints(signed: Signed) -> Iterator[tuple[str, int, Json]]:

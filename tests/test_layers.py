@@ -21,10 +21,10 @@ LAYERS = (
     ("view",),
     ("core",),
     ("projection",),
-    ("repair", "selftest"),
+    ("repair", "selftest", "archive", "places"),
     (
         *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
-        *("proofs", "provable", "witness", "witnesses", "witnessing"),
+        *("proofs", "provable", "witness", "witnesses", "witnessing", "archived", "shredding", "encryption"),
     ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
@@ -32,13 +32,13 @@ LAYERS = (
     ("journal", "recovering", "partition", "handover"),
     ("sealing",),
     ("keys",),
-    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder", "gitrepo"),
+    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder", "gitrepo", "subjectkeys"),
     ("segment",),
     (
         *("record", "batch", "merkle", "runs", "replayed", "trace", "replay", "turns", "pairs", "proof_file"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
-    ("decoding", "notes"),
+    ("decoding", "notes", "merkle", "ciphertext", "keyring"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}

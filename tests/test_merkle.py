@@ -305,6 +305,12 @@ def test_no_other_consistency_proof_passes(size: int, data: st.DataObject) -> No
         assert not merkle.is_consistent(size, root, old, before, proof)
 
 
+def test_a_proof_for_a_smaller_tree_says_nothing_of_a_larger_one() -> None:
+    before, root, proof = root_of(MANY[:4]), root_of(MANY[:7]), proof_of(MANY[:7], 4)
+    assert merkle.is_consistent(4, before, 7, root, proof)
+    assert not merkle.is_consistent(4, before, 12, root, proof)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(2, 300), st.data())
 def test_a_tree_whose_past_was_changed_has_no_consistency_proof(size: int, data: st.DataObject) -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -225,6 +226,34 @@ def test_a_bad_line_is_told_with_its_place(signed: Signed, tmp_path: Path) -> No
         assert isinstance(caught.value, LedgerError)
 
 
+def test_a_new_chain_begins_its_numbers_again(signed: Signed, tmp_path: Path) -> None:
+    root = tmp_path / "ledger"
+    shutil.copytree(signed.root, root)
+    other = Signed(tmp_path / "other")
+    with other.journal() as journal:
+        other.events(journal, 4)
+        other.sign(journal)
+    lines = other.lines()
+    names = segment_names(root)
+    size = (root / MACHINE / names[-1]).stat().st_size
+    named = b'"previous":{"segment":"%b","size":%d}' % (names[-1].encode(), size)
+    lines[0] = lines[0].replace(b'"previous":null', named)
+    lines = rechained(lines)
+    (root / MACHINE / "2099-01.jsonl").write_bytes(b"".join(lines))
+    assert len(segment_names(root)) == len(names) + 1
+    assert list(proofs.leaf_hashes(root, MACHINE, 0, 3)) == [merkle.leaf_hash(line[-67:-3]) for line in lines[:3]]
+    found = proofs.newest_note(root, MACHINE)
+    assert found is not None
+    assert other.key is not None
+    assert found.commitment.origin == other.key.name
+    # The notes of the chain before are about other records of these numbers.
+    (root / MACHINE / "2099-01.jsonl").write_bytes(b"".join(lines[:4]))
+    assert proofs.newest_note(root, MACHINE) is None
+    (root / MACHINE / "2099-01.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(ProofError, match=f"record {len(lines)} is not there"):
+        list(proofs.leaf_hashes(root, MACHINE, 0, len(lines) + 1))
+
+
 def test_garbled_checkpoints_are_none() -> None:
     assert proofs.read_checkpoint(b"") is None
     assert proof_file.hash_of(b64(b"1" * 31)) is None
@@ -354,7 +383,14 @@ def test_each_change_of_a_record_proof_is_noticed(signed: Signed) -> None:
 
 def test_a_line_that_the_key_signed_but_that_is_no_record_is_refused() -> None:
     key = SignerKey.new("otledger/x")
-    for body in ('{"id":"1","id":"2"', '{"specversion":"1.0"', "[", '{"a":' + "[" * 200):
+    twice = '"source":"/s","type":"a.b","time":"2026-01-01T00:00:00.000000000Z","machine":"m1","data":{"a":1,"a":2}'
+    for body in (
+        f'{{"specversion":"1.0","id":"1",{twice}',
+        '{"id":"1","id":"2"',
+        '{"specversion":"1.0"',
+        "[",
+        '{"a":' + "[" * 200,
+    ):
         line = stamped(f"{body}".encode(), 0)
         tree = Tree()
         tree.add(merkle.leaf_hash(line[-67:-3]))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import shutil
 import sys
@@ -35,7 +34,7 @@ from tests.faults.tools import (
     restamp,
     segment_names,
 )
-from tests.signed import Signed, checkpoints, resigned, rewrite
+from tests.signed import Signed, checkpoints, resigned, rewrite, unsynced
 
 module = sys.modules[otledger.verify.__module__]
 
@@ -172,8 +171,8 @@ def test_no_note_at_all(root: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_all_checkpoints_deleted(sealed: Signed, mode: str) -> None:
-    kept = ("otledger.checkpoint", "otledger.key")
-    rewrite(sealed, lambda lines: [line for line in lines if record_of(line)["type"] not in kept])
+    gone = ("otledger.checkpoint", "otledger.key")
+    rewrite(sealed, lambda lines: unsynced(line for line in lines if record_of(line)["type"] not in gone))
     assert verify(sealed.root).status == Status.OK
     assert verify(sealed.root, sealed.pin, **MODES[mode]).status == Status.INCOMPLETE
 
@@ -209,11 +208,17 @@ def edit(k: int) -> Callable[[list[bytes]], list[bytes]]:
     return lambda lines: [*lines[:k], lines[k].replace(b'"type":"app.event"', b'"type":"app.evenT"'), *lines[k + 1 :]]
 
 
+def anew(line: bytes) -> bytes:
+    """The record as another one, of which nobody can say that it was there before."""
+    (line,) = unsynced([line])
+    return line.replace(record_of(line)["id"].encode(), secrets.token_hex(16).encode())
+
+
 CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "edited": edit(3),
-    "deleted": lambda lines: [*lines[:3], *lines[4:]],
-    "inserted": lambda lines: [*lines[:3], lines[2].replace(b'"data":1', b'"data":9'), *lines[3:]],
-    "swapped": lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]],
+    "deleted": lambda lines: [*lines[:3], *unsynced(lines[4:])],
+    "inserted": lambda lines: [*lines[:3], anew(lines[2]), *unsynced(lines[3:])],
+    "swapped": lambda lines: [*lines[:2], *unsynced([lines[3], lines[2], *lines[4:]])],
 }
 
 
@@ -496,12 +501,6 @@ def test_a_partition_removed(sealed: Signed, tmp_path: Path) -> None:
     assert report.status == Status.INCOMPLETE
     assert [fault.machine for fault in report.faults] == [known]
     assert verify(sealed.root, other.pin, witness=witness, machines=["m2"]).status == Status.OK
-
-
-def anew(line: bytes) -> bytes:
-    """The record as another one, of which nobody can say that it was there before."""
-    line = re.sub(rb',"synced":\d+', b"", line)
-    return line.replace(record_of(line)["id"].encode(), secrets.token_hex(16).encode())
 
 
 def new_chain(signed: Signed) -> Signed:

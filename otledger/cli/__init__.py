@@ -1,6 +1,7 @@
 """The command line. Entry and help cost what typer costs: everything else is imported inside the commands."""
 
 from otledger.cli import (
+    archiving,
     checking,
     demo,
     indexing,
@@ -12,6 +13,7 @@ from otledger.cli import (
     reading,
     replaying,
     repository,
+    shredding,
     transfer,
     witnessing,
     writing,
@@ -20,6 +22,7 @@ from otledger.cli.app import app, main
 
 __all__ = [
     "app",
+    "archiving",
     "checking",
     "demo",
     "indexing",
@@ -32,6 +35,7 @@ __all__ = [
     "reading",
     "replaying",
     "repository",
+    "shredding",
     "transfer",
     "witnessing",
     "writing",

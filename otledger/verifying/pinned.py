@@ -73,9 +73,11 @@ def claims_of_witness(place: str, notes: Mapping[str, Any]) -> list[Claim]:
     who = f"the witness {place}"
     claims = []
     for origin, kept in notes.items():
-        text = kept if isinstance(kept, str) else kept.note
-        claims.append(_claim(who, origin, text, None if isinstance(kept, str) else kept.taken))
-        for refused in () if isinstance(kept, str) else kept.refused:
+        if isinstance(kept, str):
+            claims.append(_claim(who, origin, kept, None))
+            continue
+        claims.append(_claim(who, origin, kept.note, kept.taken if kept.stamped is None else kept.stamped))
+        for refused in kept.refused:
             found = _claim(f"{who}, which refused it,", origin, refused.note, refused.taken, unproved=True)
             if found.broken is None:
                 claims.append(found)

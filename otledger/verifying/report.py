@@ -9,6 +9,8 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+from otledger.segment import SegmentName
+
 
 class Status(enum.IntEnum):
     """What `verify` found, from good to bad; the worst of a ledger's machines counts."""
@@ -45,6 +47,12 @@ class Fault:
     offset: int
     seq: int | None
     reason: str
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """What faults of a machine sort by: month, number of the segment, offset; other files come first."""
+        name = SegmentName.parse(self.file)
+        return (name.month, name.n, self.offset) if name is not None else ("", 0, self.offset)
 
     def __str__(self) -> str:
         where = f"{self.machine}/{self.file}" if self.file else self.machine
@@ -100,7 +108,7 @@ class Report:
     def faults(self) -> tuple[Fault, ...]:
         """All faults, the worst first, each kind in the order of the files."""
         found = [fault for machine in self.machines for fault in machine.faults]
-        return tuple(sorted(found, key=lambda fault: -fault.status))
+        return tuple(sorted(found, key=lambda fault: (-fault.status, fault.machine, *fault.place)))
 
     @property
     def records(self) -> int:

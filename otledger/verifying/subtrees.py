@@ -73,4 +73,5 @@ class Runs:
             if start < stop:
                 self.done.append((start, stop, subtrees(start, self._checksums[start - first : stop - first])))
         self._first, self._checksums = end, []
-        self._cuts.clear()
+        # A checkpoint is met before the records of its block are taken.
+        self._cuts = {cut for cut in self._cuts if cut > end}
