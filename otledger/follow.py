@@ -20,7 +20,7 @@ import msgspec
 
 from otledger.batch import MAX_LINE
 from otledger.config import check_machine
-from otledger.errors import ConfigurationError, FormatError
+from otledger.errors import ConfigurationError, FormatError, RootError
 from otledger.filter import Filter
 from otledger.record import Record, parse
 from otledger.segment import (
@@ -235,7 +235,11 @@ class _Tail:
             while True:
                 # Looked up before reading: once a segment has a successor it does not grow any more.
                 following, end = self._following(folder)
-                found = self._read_segment(folder, end)
+                try:
+                    found = self._read_segment(folder, end)
+                except FileNotFoundError:
+                    self._pass_over(folder)
+                    continue
                 if found or following is None:
                     return found
                 self._begin(str(following))
@@ -250,6 +254,16 @@ class _Tail:
         here = SegmentName.parse(self.segment)
         end = next((piece.size for piece in pieces if piece.name == here), None)
         return next((piece.name for piece in pieces if here is None or piece.name > here), None), end
+
+    def _pass_over(self, folder: int) -> None:
+        """Go on behind a segment that was archived, where all of it had been read. Raises `RootError` elsewhere."""
+        first = next(iter(read_chain(folder, self.path).pieces), None)
+        header = None if first is None else first.header
+        if first is None or header is None or (header.previous, header.previous_size) != (self.segment, self.read_to):
+            path = self.path / self.segment
+            why = f"{path} is not there, and was read up to offset {self.read_to} only; if it is archived, copy it back"
+            raise RootError(f"{why}, or give another cursor", path=path, offset=self.read_to)
+        self._begin(str(first.name))
 
     def _read_segment(self, folder: int, end: int | None) -> list[tuple[int, bytes]]:
         if not self.segment:

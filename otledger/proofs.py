@@ -1,78 +1,51 @@
-"""Proofs from a ledger's files: which leaves they hold, which notes, and what leads from the one to the other.
+"""Proofs out of a ledger's files: what leads from a record, or an older note, to a signed note (format, 7).
 
-Only reads, without the lock. Nothing here believes a note or an edge: who asks for a proof checks it (format, 7).
+Only reads, without the lock. No signature and no edge is believed: what goes into a file is checked before.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
-import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from otledger.batch import MAX_LINE, check_line
-from otledger.errors import LedgerError, RootError
-from otledger.merkle import Tree, consistency_ranges, edge_ranges, inclusion_ranges, leaf_hash, range_hashes
-from otledger.notes import Commitment, Note, NoteError
-from otledger.segment import (
-    CHECKPOINT_TYPE,
-    Chain,
-    Piece,
-    control_data,
-    file_size,
-    find_back,
-    find_seq,
-    lines,
-    lines_with,
-    list_machines,
-    open_folder,
-    open_segment,
-    read_chain,
+from otledger.batch import checksum_of
+from otledger.merkle import (
+    Tree,
+    consistency_ranges,
+    edge_ranges,
+    inclusion_ranges,
+    is_consistent,
+    is_included,
+    leaf_hash,
+    range_hashes,
 )
+from otledger.notes import Commitment, Note
+from otledger.proof_file import BrokenProof, Consistency, Inclusion, ProofError, text_of
+from otledger.provable import SignedCheckpoint, partition, read_checkpoint
 
-_NEEDLE = b'"type":"' + CHECKPOINT_TYPE.encode() + b'"'
-_HEX = re.compile(r"[0-9a-f]{64}")
-
-
-class ProofError(LedgerError):
-    """What a proof needs is not there, or does not fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class SignedCheckpoint:
-    """A checkpoint with a note, read and not yet believed: note and members say the same, no signature was checked."""
-
-    size: int
-    """How many records it covers."""
-    seq: int
-    """Of the checkpoint record itself."""
-    head: str
-    """Checksum of the last record covered, 64 hex digits."""
-    root: bytes
-    edge: tuple[bytes, ...]
-    path: tuple[bytes, ...]
-    """Audit path of leaf `size` - 1 in the tree of `size`."""
-    note: str
-    """The signed note, whole."""
-
-    @property
-    def commitment(self) -> Commitment:
-        """What the note says."""
-        return Commitment.parse(Note.parse(self.note).text)
-
+__all__ = [
+    "BrokenProof",
+    "ProofError",
+    "SignedCheckpoint",
+    "checkpoint_covering",
+    "checkpoint_of_size",
+    "consistency",
+    "edge_before",
+    "inclusion",
+    "leaf_hashes",
+    "newest_note",
+    "prove_growth",
+    "prove_record",
+    "read_checkpoint",
+]
 
 # Checkpoints
 
 
 def newest_note(root: str | Path, machine: str) -> SignedCheckpoint | None:
     """Give the newest checkpoint that has a note; None where there is none. Raises `RootError`, `FormatError`."""
-    with _partition(root, machine) as part:
+    with partition(root, machine) as part:
         return next(part.notes_back(), None)
 
 
@@ -84,49 +57,11 @@ def checkpoint_covering(root: str | Path, machine: str, seq: int) -> SignedCheck
 
 def checkpoint_of_size(root: str | Path, machine: str, size: int) -> SignedCheckpoint | None:
     """Give the checkpoint that has a note over exactly the first `size` records; None where there is none."""
-    with _partition(root, machine) as part:
+    with partition(root, machine) as part:
         for found in part.notes_from(size):
             if found.size >= size:
                 return found if found.size == size else None
     return None
-
-
-def read_checkpoint(line: bytes) -> SignedCheckpoint | None:
-    """Give the checkpoint of a record's line; None for any other line, one without a note, and one that is garbled."""
-    tail, data = check_line(line), control_data(line, CHECKPOINT_TYPE)
-    if tail is None or data is None:
-        return None
-    size, head, note = data.get("size"), data.get("head"), data.get("note")
-    root, edge, path = hash_of(data.get("root")), hashes_of(data.get("edge")), hashes_of(data.get("path"))
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= tail.seq or not isinstance(note, str):
-        return None
-    if not isinstance(head, str) or not _HEX.fullmatch(head) or root is None or edge is None or path is None:
-        return None
-    found = SignedCheckpoint(size, tail.seq, head, root, tuple(edge), tuple(path), note)
-    try:
-        says = found.commitment
-    except NoteError:
-        return None
-    return found if (says.size, says.root) == (size, root) else None
-
-
-def hash_of(text: object) -> bytes | None:
-    """Give the 32 bytes of a base64 text; None for anything else."""
-    if not isinstance(text, str) or len(text) != 44:
-        return None
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    return data if len(data) == 32 else None
-
-
-def hashes_of(texts: object, most: int = 128) -> list[bytes] | None:
-    """Give the hashes of a list of base64 texts, of which there are at most `most`; None for anything else."""
-    if not isinstance(texts, list) or len(texts) > most:
-        return None
-    found = [hash_of(text) for text in texts]
-    return None if None in found else [each for each in found if each is not None]
 
 
 # Leaves and proofs
@@ -137,7 +72,7 @@ def leaf_hashes(root: str | Path, machine: str, begin: int, end: int) -> Iterato
 
     Raises `ProofError` where one is not there, or archived, and where a line is no record or not the one that is due.
     """
-    with _partition(root, machine) as part:
+    with partition(root, machine) as part:
         yield from part.leaves(begin, end)
 
 
@@ -151,7 +86,7 @@ def inclusion(
     """
     ranges = _ranges(inclusion_ranges, seq, size)
     tree = _tree(start, seq)
-    with _partition(root, machine) as part:
+    with partition(root, machine) as part:
         for leaf in part.leaves(tree.size, seq):
             tree.add(leaf)
         # What is left of a leaf is the edge of the tree that it comes next to.
@@ -170,7 +105,7 @@ def consistency(
     """
     ranges = _ranges(consistency_ranges, old, size)
     tree = _tree(None if old_edge is None else (old, old_edge), old)
-    with _partition(root, machine) as part:
+    with partition(root, machine) as part:
         if tree.size < old:
             for leaf in part.leaves(0, old):
                 tree.add(leaf)
@@ -182,9 +117,98 @@ def consistency(
 
 def edge_before(root: str | Path, machine: str, seq: int) -> tuple[int, tuple[bytes, ...]]:
     """Give size and edge of the last checkpoint with a note over at most the first `seq` records; (0, ()) without."""
-    with _partition(root, machine) as part:
+    with partition(root, machine) as part:
         found = next((each for each in part.notes_back(seq) if each.size <= seq), None)
     return (0, ()) if found is None else (found.size, found.edge)
+
+
+# Files
+
+
+def prove_record(root: str | Path, machine: str, seq: int) -> Inclusion:
+    """Give the proof that record `seq` is in the tree of the newest note, to be written by `write_proof`.
+
+    Raises `ProofError` where the record is not there or no note covers it yet, `BrokenProof` where the ledger is not
+    what was signed.
+    """
+    with partition(root, machine) as part:
+        line = part.line(seq)
+        note = next(part.notes_back(), None)
+        changes = part.key_changes() if note is not None else []
+    if note is None or note.size <= seq:
+        raise ProofError(f"{Path(root) / machine}: {_why_uncovered(note, seq)}", seq=seq)
+    leaf = leaf_hash(checksum_of(line))
+    # An edge saves reading what is before it. Where it is wrong the records themselves are asked.
+    for start in dict.fromkeys((edge_before(root, machine, seq), (0, ()))):
+        try:
+            path = inclusion(root, machine, seq, note.size, start)
+        except ProofError:
+            if not start[0]:
+                raise
+            continue
+        if is_included(leaf, seq, note.size, path, note.root):
+            texts = [text_of(each) for each in path]
+            return Inclusion(
+                record=_text_of(line, root, seq), index=seq, size=note.size, path=texts, note=note.note, keys=changes
+            )
+    raise _not_as_signed(Path(root) / machine, note)
+
+
+def prove_growth(root: str | Path, machine: str, since: int | str) -> Consistency:
+    """Give the proof that the newest note's tree begins with that of an older note: its text, or how many it covers.
+
+    Raises `NoteError` for what is no note, `ProofError`, and `BrokenProof` where the ledger is not what was signed.
+    """
+    path = Path(root) / machine
+    new = newest_note(root, machine)
+    if new is None:
+        raise ProofError(f"{path}: {_why_uncovered(None, 0)}", path=path)
+    size = since if isinstance(since, int) else Commitment.parse(Note.parse(since).text).size
+    known = checkpoint_of_size(root, machine, size)
+    if isinstance(since, int) and known is None:
+        raise ProofError(f"{path}: no signed checkpoint covers exactly {since} records; give an older note", path=path)
+    text = since if isinstance(since, str) else known.note if known is not None else ""
+    old = Commitment.parse(Note.parse(text).text)
+    if old.origin != new.commitment.origin:
+        raise ProofError(f"{path} is {new.commitment.origin}, and the note is of {old.origin}", path=path)
+    if old.size > new.size:
+        raise BrokenProof(f"{path}: the note covers {old.size} records, and the newest here {new.size}", path=path)
+    with partition(root, machine) as part:
+        changes = part.key_changes()
+    for edge in [None] if known is None else [known.edge, None]:
+        try:
+            proof = consistency(root, machine, old.size, new.size, edge)
+        except ProofError:
+            if edge is None:
+                raise
+            continue
+        if is_consistent(old.size, old.root, new.size, new.root, proof):
+            return Consistency(old=text, new=new.note, path=[text_of(each) for each in proof], keys=changes)
+    raise _not_as_signed(path, new)
+
+
+def _why_uncovered(note: SignedCheckpoint | None, seq: int) -> str:
+    if note is None:
+        return "it has no signed checkpoint; make a key: otledger keys init"
+    return (
+        f"record {seq} comes after the last signed checkpoint, which covers {note.size} records; the next one follows"
+        " when the ledger is written or closed"
+    )
+
+
+def _text_of(line: bytes, root: str | Path, seq: int) -> str:
+    try:
+        return line.removesuffix(b"\n").decode()
+    except UnicodeDecodeError as error:
+        raise BrokenProof(f"{root}: record {seq} is no UTF-8: {error}; see: otledger verify --deep", seq=seq) from None
+
+
+def _not_as_signed(path: Path, note: SignedCheckpoint) -> BrokenProof:
+    why = f"{path}: the records are not those that the note of seq {note.seq} commits to; see: otledger verify"
+    return BrokenProof(why, path=path, seq=note.seq)
+
+
+# Ranges
 
 
 def _ranges(ask: Any, first: int, size: int) -> list[tuple[int, int]]:
@@ -203,114 +227,3 @@ def _tree(start: tuple[int, Sequence[bytes]] | None, most: int) -> Tree:
     if tree.size > most:
         raise ProofError(f"an edge over {size} records does not help with the first {most}", seq=most)
     return tree
-
-
-# Partitions
-
-
-@contextlib.contextmanager
-def _partition(root: str | Path, machine: str) -> Iterator[_Partition]:
-    root = Path(root)
-    known = list_machines(root)
-    if machine not in known:
-        there = ", ".join(known) or "none"
-        raise RootError(f"{root} has no machine {machine!r}; there are: {there}", path=root)
-    path = root / machine
-    fd = open_folder(path)
-    try:
-        yield _Partition(fd, path, read_chain(fd, path))
-    finally:
-        os.close(fd)
-
-
-class _Partition:
-    """A partition's records, as far as they count, by the pieces that hold them."""
-
-    def __init__(self, dir_fd: int, path: Path, chain: Chain) -> None:
-        self.dir_fd, self.path = dir_fd, path
-        if not chain.chained:
-            raise ProofError(
-                f"{path} was written by evledger: it has no checksums, and nothing can be proved", path=path
-            )
-        begins = [at for at, piece in enumerate(chain.pieces) if piece.header is not None and piece.header.seq == 0]
-        # Where a new chain was begun the numbers begin again.
-        self.pieces = chain.pieces[begins[-1] :] if begins else chain.pieces
-        self.missing = chain.missing
-
-    @contextlib.contextmanager
-    def opened(self, piece: Piece) -> Iterator[tuple[int, int]]:
-        """Open a segment; gives descriptor and how many bytes count."""
-        fd = open_segment(self.dir_fd, piece.name, shown=self.path)
-        try:
-            size = file_size(fd)
-            yield fd, size if piece.size is None else min(size, piece.size)
-        finally:
-            os.close(fd)
-
-    def notes_back(self, before: int | None = None) -> Iterator[SignedCheckpoint]:
-        """Give the checkpoints with a note, the newest first, from record `before` (None: the last) back."""
-        for piece in reversed(self.pieces):
-            if before is not None and piece.header is not None and piece.header.seq > before:
-                continue
-            with self.opened(piece) as (fd, end):
-                if before is not None:
-                    found = find_seq(fd, before, end)
-                    end = end if found is None else found[0]
-                for _, line in find_back(fd, _NEEDLE, end):
-                    checkpoint = read_checkpoint(line)
-                    if checkpoint is not None:
-                        yield checkpoint
-
-    def notes_from(self, seq: int) -> Iterator[SignedCheckpoint]:
-        """Give the checkpoints with a note in their order, from record `seq` on."""
-        for piece in self.pieces[self._first(seq) :]:
-            with self.opened(piece) as (fd, end):
-                found = find_seq(fd, seq, end)
-                for _, line in lines_with(fd, _NEEDLE, 0 if found is None else found[0], end):
-                    checkpoint = read_checkpoint(line)
-                    if checkpoint is not None:
-                        yield checkpoint
-
-    def leaves(self, begin: int, end: int) -> Iterator[bytes]:
-        """Give the leaf hashes of the records with `seq` from `begin` up to `end`."""
-        at = begin
-        for piece in self.pieces[self._first(begin) :] if begin < end else ():
-            with self.opened(piece) as (fd, size):
-                for leaf in islice(self._leaves_of(piece, fd, size, at), end - at):
-                    yield leaf
-                    at += 1
-            if at == end:
-                return
-        if at < end:
-            raise self._not_there(at)
-
-    def _leaves_of(self, piece: Piece, fd: int, size: int, seq: int) -> Iterator[bytes]:
-        found = find_seq(fd, seq, size)
-        for offset, line in lines(fd, 0 if found is None else found[0], size):
-            tail = check_line(line)
-            if tail is None and not line.endswith(b"\n") and len(line) <= MAX_LINE:
-                # Torn: its writer may be at work.
-                return
-            if tail is not None and tail.seq < seq and found is None:
-                continue
-            if tail is None or tail.seq != seq:
-                what = "the line is no record" if tail is None else f"seq is {tail.seq}, and {seq} is due"
-                place = self.path / str(piece.name)
-                why = f"{place}, offset {offset}: {what}, so nothing is proved over it; see: otledger verify"
-                raise ProofError(why, path=place, offset=offset, seq=seq)
-            yield leaf_hash(tail.checksum)
-            seq += 1
-
-    def _first(self, seq: int) -> int:
-        """Give which piece the record with this `seq` is in, if any. Raises `ProofError` if it comes before all."""
-        begins = [piece.header.seq if piece.header is not None else 0 for piece in self.pieces]
-        if begins and seq < begins[0]:
-            raise self._not_there(seq)
-        return max((at for at, begin in enumerate(begins) if begin <= seq), default=0)
-
-    def _not_there(self, seq: int) -> ProofError:
-        if self.missing:
-            why = f"record {seq} is in {self.missing[0]} or before, which is not there; if it is archived, put it back"
-        else:
-            why = f"record {seq} is not there; see: otledger verify"
-        return ProofError(f"{self.path}: {why}", path=self.path, seq=seq)

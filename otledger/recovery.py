@@ -224,13 +224,18 @@ def find_anchor(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int
                 return place, (size, tail.seq)
             wrong += 1
             if wrong == MOST_WRONG:
-                return _beginning(chain)
-    return _beginning(chain)
+                return _beginning(dir_fd, path, chain)
+    return _beginning(dir_fd, path, chain)
 
 
-def _beginning(chain: Chain) -> tuple[Place, tuple[int, int]]:
+def _beginning(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int, int]]:
     first = chain.pieces[0]
-    return Place(first.name, 0, first.header.seq if first.header else 0, ZEROS), (0, -1)
+    seq, prev = first.header.seq if first.header else 0, ZEROS
+    if seq:
+        # What was before it is not there, and may be archived: its own first record tells what it follows.
+        tail = _tail_at(dir_fd, path, first.name, 0)
+        prev = prev if tail is None else tail.prev
+    return Place(first.name, 0, seq, prev), (0, -1)
 
 
 def _checkpoints(dir_fd: int, path: Path, piece: Piece) -> Iterator[tuple[int, Tail, int, bytes]]:

@@ -21,10 +21,10 @@ LAYERS = (
     ("view",),
     ("core",),
     ("projection",),
-    ("repair", "selftest"),
+    ("repair", "selftest", "archive", "places"),
     (
         *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
-        *("proofs", "witness", "witnesses", "witnessing"),
+        *("proofs", "provable", "archived", "witness", "witnesses", "witnessing"),
     ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
@@ -33,7 +33,7 @@ LAYERS = (
     ("segment",),
     (
         *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
-        *("spandata", "strict", "filter", "processors", "schemas", "context"),
+        *("spandata", "strict", "filter", "processors", "schemas", "context", "proof_file"),
     ),
     ("decoding", "merkle", "notes"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),

@@ -29,7 +29,19 @@ class Failed(Exception):
 
 ORDER = (
     *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest", "sql"),
-    *("verify", "witness", "repair", "machines", "doctor", "index", "compact", "git"),
+    *(
+        "verify",
+        "prove",
+        "verify-proof",
+        "witness",
+        "archive",
+        "repair",
+        "machines",
+        "doctor",
+        "index",
+        "compact",
+        "git",
+    ),
     *("replay", "receive", "import", "export"),
 )
 """The commands as the help lists them."""
