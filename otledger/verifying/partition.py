@@ -148,7 +148,7 @@ class Partition:
         pinned = self.seals is not None and bool(self.seals.pinned)
         if self.unread:
             stored.search()
-        self.archived = stored.settle(seal, pinned=pinned)
+        self.archived = stored.settle(seal, pinned=pinned, place=self.plan.archive)
         Excluded(self.files, self.found, self.judged, self.plan.keys).check(
             self.seq, pieces[0], self.controls.set_aside
         )

@@ -89,12 +89,17 @@ class Stored:
             if wanted <= self.archived.keys() and any(record.first == 0 for record in self.archived.values()):
                 return
 
-    def settle(self, seal: Seal | None, *, pinned: bool) -> tuple[str, ...]:
-        """Tell which segments are missing, and hold the archived ones against their records. Gives those away."""
+    def settle(self, seal: Seal | None, *, pinned: bool, place: str | None) -> tuple[str, ...]:
+        """Tell which segments are missing, and hold the archived ones against their records. Gives those away.
+
+        `place`: where all the archived ones should be.
+        """
         chain = self.files.chain
         faults = [fault for name in chain.missing if (fault := self._why_missing(chain, name, seal, pinned=pinned))]
         there = {str(piece.name) for piece in chain.pieces}
         away = sorted(self.archived.keys() - there, key=lambda name: SegmentName.parse(name) or SegmentName(""))
+        if place is not None:
+            faults += [self._missing(name, f"it was archived, and is not at {place}") for name in away]
         due = 0
         for name in away if chain.missing else ():
             if self.archived[name].first != due:
