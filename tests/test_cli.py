@@ -733,7 +733,7 @@ def test_tail_gives_the_last_ten(cli: Run, root: Path) -> None:
 
 
 class Following:
-    """A running `tail -f`, with the lines that it has written so far."""
+    """A running `tail -f`, with what it has written so far."""
 
     def __init__(self, root: Path, *args: object) -> None:
         self._process = subprocess.Popen(
@@ -743,8 +743,15 @@ class Following:
             env=environment(OTLEDGER_ROOT=str(root)),
         )
         assert self._process.stdout is not None
+        assert self._process.stderr is not None
         os.set_blocking(self._process.stdout.fileno(), False)
-        self.text = b""
+        os.set_blocking(self._process.stderr.fileno(), False)
+        self.text = self.error = b""
+
+    def complains(self) -> bool:
+        assert self._process.stderr is not None
+        self.error += self._process.stderr.read() or b""
+        return self.error.endswith(b"\n")
 
     def types(self) -> list[str]:
         assert self._process.stdout is not None
@@ -760,7 +767,7 @@ class Following:
         assert self._process.stderr is not None
         assert self._process.stdout is not None
         with self._process.stdout, self._process.stderr:
-            return code, self._process.stderr.read().decode()
+            return code, (self.error + (self._process.stderr.read() or b"")).decode()
 
 
 def test_tail_follows_until_ctrl_c(root: Path) -> None:
@@ -780,6 +787,8 @@ def test_tail_follows_over_damage(root: Path) -> None:
     following.wait_for("a.one")
     with segment.open("ab") as file:
         file.write(b"nonsense\n")
+    # The next to write cuts it off: nobody has seen it who looks afterwards.
+    wait_for(following.complains)
     write(root, Draft("a.two"))
     following.wait_for("a.one", "a.two")
     code, error = following.end(signal.SIGINT)
@@ -802,8 +811,11 @@ def test_tail_keeps_its_place_in_a_file(cli: Run, root: Path, tmp_path: Path) ->
     following.wait_for("a.two")
     assert following.end(signal.SIGTERM) == (143, "")
     write(root, Draft("a.three"))
+    before = cursor.read_text()
     following = Following(root, "--cursor", cursor)
     following.wait_for("a.three")
+    # Ended before that, it shows the record again.
+    wait_for(lambda: cursor.read_text() != before)
     assert following.end(signal.SIGINT)[0] == 130
     assert cli("tail", "--cursor", cursor).stdout == ""
     assert [path.name for path in tmp_path.iterdir() if "place" in path.name] == ["place"]
