@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,6 +23,7 @@ from otledger import Status, speed
 from otledger.batch import check_line
 from otledger.recovery import inspect
 from otledger.segment import open_folder, read_chain
+from tests.faults.conftest import Say
 from tests.faults.fuzz_targets import DATA, TARGETS, Bench
 from tests.faults.fuzzing import BREACHES, DEEP, Dice, Hung, at_most, recomputed
 from tests.faults.tools import (
@@ -72,14 +72,12 @@ def test_the_short_campaign_is_as_long_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_examples(name: str, bench: Bench, campaign: str, record_property: Any, capsys: Any) -> None:
+def test_examples(name: str, bench: Bench, campaign: str, say: Say) -> None:
     seed, count = "short", TARGETS[name][1]
     if campaign == "long":
         seed, count = os.urandom(4).hex(), count * 40
     run(bench, name, count, seed)
-    record_property("examples", count)
-    with capsys.disabled():
-        print(f"\n{name}: {count:,} examples, seed {seed}", end="")
+    say(f"{name}: {count:,} examples, seed {seed}", examples=count)
 
 
 @pytest.mark.parametrize("name", BREACHES)
@@ -297,7 +295,7 @@ def sanitize(folder: Path) -> str:
 
 
 @pytest.mark.skipif(speed.stamp is None, reason="not compiled here, or no SHA-256 instructions")
-def test_the_compiled_part_under_sanitizers(campaign: str, tmp_path: Path, record_property: Any) -> None:
+def test_the_compiled_part_under_sanitizers(campaign: str, tmp_path: Path, say: Say) -> None:
     """Memory errors and undefined behaviour in the compiled part end the process."""
     if campaign != "long":
         pytest.skip("runs in the long campaign: --campaign long")
@@ -315,11 +313,11 @@ def test_the_compiled_part_under_sanitizers(campaign: str, tmp_path: Path, recor
         PYTHONMALLOC="malloc",
     )
     assert all(f"{name} {count}" in shown for name in COMPILED)
-    record_property("examples", count * len(COMPILED))
+    say(f"{', '.join(COMPILED)}: {count:,} examples each under sanitizers", examples=count * len(COMPILED))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_atheris(name: str, campaign: str, tmp_path: Path, record_property: Any, capsys: Any) -> None:
+def test_atheris(name: str, campaign: str, tmp_path: Path, say: Say) -> None:
     """Ten minutes for each target."""
     if campaign != "long":
         pytest.skip("runs in the long campaign: --campaign long")
@@ -332,6 +330,4 @@ def test_atheris(name: str, campaign: str, tmp_path: Path, record_property: Any,
     )  # fmt: skip
     runs = [line for line in shown.splitlines() if line.startswith("Done ")]
     assert runs, shown[-3000:]
-    record_property("runs", runs[-1])
-    with capsys.disabled():
-        print(f"\n{name}: {runs[-1]}", end="")
+    say(f"{name}: {runs[-1]}", runs=runs[-1])
