@@ -28,7 +28,7 @@ from otledger import Status
 from otledger.errors import LedgerError
 from tests.checker import check
 from tests.faults.conftest import Say
-from tests.faults.hands import Hands, Mother
+from tests.faults.hands import Crew, Hands
 from tests.faults.tools import (
     append_bytes,
     edit_lock,
@@ -74,7 +74,7 @@ class Model:
 class Ledger(RuleBasedStateMachine):
     """One ledger, at most one process that has it open, a disk of 2 MB, and a clock."""
 
-    mother: Mother
+    crew: Crew
     disk: Path
     mounted: bool
 
@@ -103,7 +103,7 @@ class Ledger(RuleBasedStateMachine):
     # What programs do
 
     def open(self) -> None:
-        self.hands = self.mother.start()
+        self.hands = self.crew.start()
         self.alive.do("set_clock", wall=self.wall, boot=self.boot)
         self.alive.do("open", root=str(self.root), **self.options)
 
@@ -372,8 +372,8 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, bool]]:
 def test_anything_in_any_order(disk: tuple[Path, bool], tmp_path: Path, campaign: str, say: Say) -> None:
     long = campaign == "long"
     TRIED.clear()
-    with Mother(tmp_path) as mother:
-        machine = type("Machine", (Ledger,), {"mother": mother, "disk": disk[0], "mounted": disk[1]})
+    with Crew(tmp_path) as crew:
+        machine = type("Machine", (Ledger,), {"crew": crew, "disk": disk[0], "mounted": disk[1]})
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             machine,
             settings=settings(
