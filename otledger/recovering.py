@@ -222,6 +222,9 @@ class Recovering(Partition):
             self._write_recovery(Place(name, 0, 0, b""), size, kept, "no valid record in the segment", None)
 
     def _report(self, finding: Finding) -> None:
+        if finding in self.findings[-1:]:
+            # What keeps it from being mended is told by whoever tries.
+            return
         self.findings.append(finding)
         level = logging.WARNING if finding.kind == "residue" else logging.CRITICAL
         log.log(level, "%s: %s", self.path, finding)
