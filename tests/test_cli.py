@@ -1,5 +1,6 @@
 """The command line, run as people run it: real processes on real ledgers."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -11,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +26,10 @@ import otledger
 from otledger import Draft
 from otledger.cli import app
 from otledger.cli.app import load_plugins
+from otledger.cli.following import _Following
 from otledger.cli.output import safe, safe_json
+from otledger.filter import Filter
+from otledger.follow import Cursor
 from tests.checker import check
 
 DOCS = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -819,6 +825,36 @@ def test_tail_keeps_its_place_in_a_file(cli: Run, root: Path, tmp_path: Path) ->
     assert following.end(signal.SIGINT)[0] == 130
     assert cli("tail", "--cursor", cursor).stdout == ""
     assert [path.name for path in tmp_path.iterdir() if "place" in path.name] == ["place"]
+
+
+async def test_tail_saves_its_last_place_when_the_one_before_is_saved(root: Path) -> None:
+    shown: list[str] = []
+    saved: list[Cursor] = []
+    saving, two_at_once = threading.Event(), threading.Event()
+
+    def save(cursor: Cursor) -> None:
+        if saving.is_set():
+            two_at_once.set()
+        saving.set()
+        two_at_once.wait(0.5)
+        saved.append(cursor)
+
+    printer: Any = SimpleNamespace(record=lambda record: shown.append(record.type))
+    keeper: Any = SimpleNamespace(save=save)
+    write(root, Draft("a.one"))
+    following = _Following(root, Cursor(), Filter(), None, printer, set())
+    task = asyncio.create_task(following.run(keeper))
+    async with asyncio.timeout(20):
+        while not saving.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        write(root, Draft("a.two"))
+        while "a.two" not in shown:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert len(saved) == 2
+    assert saved[0].positions["web1"] < saved[1].positions["web1"]
 
 
 def test_tail_shows_again_what_its_reader_did_not_take(root: Path, tmp_path: Path, cli: Run) -> None:
