@@ -42,6 +42,8 @@ from tests.faults.tools import (
 MEMORY = Path("/dev/shm")
 LEAST = 5_000
 """Examples of the short campaign in all."""
+FUZZ_SECONDS = int(os.environ.get("OTLEDGER_TEST_FUZZ_SECONDS", "600"))
+"""How long atheris looks at one target. Read here, as no test sees such a setting."""
 SECONDS = 20.0
 """What one example may take at most: a thousand times what it does take."""
 
@@ -318,15 +320,14 @@ def test_the_compiled_part_under_sanitizers(campaign: str, tmp_path: Path, say: 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_atheris(name: str, campaign: str, tmp_path: Path, say: Say) -> None:
-    """Ten minutes for each target."""
+    """For each target ten minutes, or what OTLEDGER_TEST_FUZZ_SECONDS says."""
     if campaign != "long":
         pytest.skip("runs in the long campaign: --campaign long")
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed (pip install atheris)")
-    seconds = int(os.environ.get("OTLEDGER_TEST_FUZZ_SECONDS", "600"))
     shown = forever(
-        name, f"-max_total_time={seconds}", "-timeout=60", "-rss_limit_mb=2048", "-max_len=4096",
-        f"-artifact_prefix={tmp_path}/", str(tmp_path), seconds=seconds * 3 + 120,
+        name, f"-max_total_time={FUZZ_SECONDS}", "-timeout=60", "-rss_limit_mb=2048", "-max_len=4096",
+        f"-artifact_prefix={tmp_path}/", str(tmp_path), seconds=FUZZ_SECONDS * 3 + 120,
     )  # fmt: skip
     runs = [line for line in shown.splitlines() if line.startswith("Done ")]
     assert runs, shown[-3000:]
