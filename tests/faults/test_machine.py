@@ -87,7 +87,7 @@ class Ledger(RuleBasedStateMachine):
         self.hands: Hands | None = None
         self.wall = self.boot = 0
         self.full = False
-        self.scar: tuple[str, int] | None = None  # segment and number of the record that was changed
+        self.scar: tuple[str, int, int] | None = None  # segment, number and place of the record that was changed
         self.names: list[str] = []
         self.open()
         self.append()
@@ -259,6 +259,9 @@ class Ledger(RuleBasedStateMachine):
         if self.model.status is not False or not self.is_told():
             # Cut between two records in a state that says little, it may be seen or not.
             self.model.status = None
+        if self.scar is not None and not self.is_told():
+            # What stands behind the changed record as well may be set aside with it, as what a crash left.
+            self.lose(whole[self.scar[2] :])
 
     @precondition(lambda self: not self.full)
     @rule(place=st.floats(0, 1), bit=st.integers(0, 7))
@@ -276,19 +279,20 @@ class Ledger(RuleBasedStateMachine):
         durable = [(path, line, int(match[2])) for path, line, match in found if int(match[2]) < synced - 1]
         path, line, number = durable[int(place * (len(durable) - 1))]
         content = path.read_bytes()
-        at = content.index(line) + int(place * (len(line) - 2))
+        begin = content.index(line)
+        at = begin + int(place * (len(line) - 2))
         new = content[at] ^ (1 << bit)
         self.lose(line)
         with path.open("r+b") as file:
             file.seek(at)
             file.write(bytes([new]) if new != 10 else b"\x00")
-        self.model.status, self.scar = False, (path.name, number)
+        self.model.status, self.scar = False, (path.name, number, begin)
 
     def is_told(self) -> bool:
         """Whether the files alone say that the changed record was durable: by a successor, or a record behind it."""
         if self.scar is None:
             return False
-        segment, number = self.scar
+        segment, number, _ = self.scar
         path = newest(self.root)
         return path.name != segment or any(record.get("synced", 0) > number for record in good_records(path))
 
