@@ -614,7 +614,7 @@ class Writer:
         else:
             self._note(error)
         with self._lock:
-            if rest:
+            if rest and error is not None:
                 # What came meanwhile stands behind it. Where only a sync failed, it is tried at once.
                 outcomes += [(waiter, error) for _, _, waiter in self._waiters]
                 self._waiters = []
