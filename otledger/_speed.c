@@ -92,9 +92,8 @@ sha256_blocks(__m128i state[2], const uint8_t *data, size_t blocks)
     state[1] = cdgh;
 }
 
-/* Write the digest of `size` bytes as 64 hex digits. */
 __attribute__((target("sha,sse4.1,ssse3"))) static void
-sha256_hex(char *hex, const uint8_t *data, size_t size)
+sha256(uint8_t digest[32], const uint8_t *data, size_t size)
 {
     __m128i state[2] = {_mm_set_epi32(0x6a09e667, (int)0xbb67ae85, 0x510e527f, (int)0x9b05688c),
                         _mm_set_epi32(0x3c6ef372, (int)0xa54ff53a, 0x1f83d9ab, 0x5be0cd19)};
@@ -111,9 +110,15 @@ sha256_hex(char *hex, const uint8_t *data, size_t size)
     _mm_storeu_si128((__m128i *)abef, state[0]);
     _mm_storeu_si128((__m128i *)cdgh, state[1]);
     const uint32_t words[8] = {abef[3], abef[2], cdgh[3], cdgh[2], abef[1], abef[0], cdgh[1], cdgh[0]};
-    uint8_t digest[32];
     for (int i = 0; i < 32; i++)
         digest[i] = (uint8_t)(words[i / 4] >> (24 - 8 * (i % 4)));
+}
+
+/* Write the digest of `size` bytes as 64 hex digits. */
+static void sha256_hex(char *hex, const uint8_t *data, size_t size)
+{
+    uint8_t digest[32];
+    sha256(digest, data, size);
     to_hex(hex, digest, 32);
 }
 
@@ -283,6 +288,76 @@ static PyObject *check(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssiz
         }
     }
     return Py_BuildValue("nLy#N", at, count, prev, (Py_ssize_t)HASH, controls);
+}
+
+/* The Merkle tree (otledger/merkle.py): a node is its level, a byte, and its hash */
+
+enum { NODE = 33, MOST_NODES = 128 };
+
+/* Write 32 bytes from 64 lower-case hex digits; 0 where they are none. */
+static int from_hex(uint8_t *to, const char *from)
+{
+    for (int i = 0; i < 64; i++) {
+        const char digit = from[i];
+        const int value = digit >= '0' && digit <= '9' ? digit - '0' : digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : -1;
+        if (value < 0)
+            return 0;
+        to[i / 2] = (uint8_t)(i % 2 ? to[i / 2] | value : value << 4);
+    }
+    return 1;
+}
+
+/* grow(block: bytes, start: int, stop: int, seq: int, nodes: bytes) -> bytes
+
+   Adds the leaves of the whole lines between two offsets, the first of which is number `seq`, to what `nodes` hold of
+   the leaves before it: the roots of perfect subtrees, from left to right. */
+static PyObject *grow(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 5 || !PyBytes_Check(args[0]) || !PyBytes_Check(args[4]))
+        return PyErr_Format(PyExc_TypeError, "grow() takes bytes, three ints and bytes");
+    Py_ssize_t at = PyLong_AsSsize_t(args[1]);
+    const Py_ssize_t stop = PyLong_AsSsize_t(args[2]);
+    long long seq = PyLong_AsLongLong(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    const Py_ssize_t before = PyBytes_GET_SIZE(args[4]);
+    if (at < 0 || at > stop || stop > PyBytes_GET_SIZE(args[0]) || seq < 0 || before % NODE ||
+        before > MOST_NODES / 2 * NODE)
+        return PyErr_Format(PyExc_ValueError, "start, stop, seq or nodes are out of range");
+    uint8_t nodes[(MOST_NODES + 1) * NODE];
+    memcpy(nodes, PyBytes_AS_STRING(args[4]), (size_t)before);
+    uint8_t *top = nodes + before;
+    const char *const block = PyBytes_AS_STRING(args[0]);
+    int good = 1;
+    Py_BEGIN_ALLOW_THREADS
+    while (at < stop) {
+        const char *const end = memchr(block + at, '\n', (size_t)(stop - at));
+        uint8_t leaf[33] = {0}, pair[65] = {1};
+        good = end && end - (block + at) >= END && seq < LLONG_MAX && from_hex(leaf + 1, end - 2 - HASH);
+        if (!good)
+            break;
+        top[0] = 0;
+        sha256(top + 1, leaf, sizeof leaf);
+        /* A right child whose sibling is here: both become their parent. */
+        for (uint64_t place = (uint64_t)seq; place & 1 && top > nodes && top[-NODE] == top[0]; place >>= 1) {
+            memcpy(pair + 1, top - NODE + 1, 32);
+            memcpy(pair + 33, top + 1, 32);
+            top -= NODE;
+            top[0]++;
+            sha256(top + 1, pair, sizeof pair);
+        }
+        top += NODE;
+        seq++;
+        at = end + 1 - block;
+        if (top > nodes + MOST_NODES * NODE) {
+            good = 0;
+            break;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    if (!good)
+        return PyErr_Format(PyExc_ValueError, "a line without a checksum, or too many nodes");
+    return PyBytes_FromStringAndSize((char *)nodes, top - nodes);
 }
 
 #endif
@@ -702,6 +777,7 @@ static PyMethodDef functions[] = {
 #if HAVE_SHA
     {"stamp", (PyCFunction)(void (*)(void))stamp, METH_FASTCALL, NULL},
     {"check", (PyCFunction)(void (*)(void))check, METH_FASTCALL, NULL},
+    {"grow", (PyCFunction)(void (*)(void))grow, METH_FASTCALL, NULL},
 #endif
     {"encode_plain", (PyCFunction)(void (*)(void))py_encode_plain, METH_FASTCALL, NULL},
     {"event", (PyCFunction)(void (*)(void))event, METH_FASTCALL, NULL},

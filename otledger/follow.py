@@ -22,6 +22,7 @@ from otledger.batch import MAX_LINE
 from otledger.config import check_machine
 from otledger.errors import ConfigurationError, FormatError, RootError
 from otledger.filter import Filter
+from otledger.keyring import Keyring
 from otledger.record import Record, parse
 from otledger.segment import (
     BLOCK,
@@ -87,8 +88,10 @@ class Follower:
         filter: Filter | None = None,
         *,
         machines: Sequence[str] | None = None,
+        keys: str | Path | None = None,
     ) -> None:
         self.root = Path(root)
+        self._opener = Keyring(keys)
         self._machines = None if machines is None else [check_machine(machine) for machine in machines]
         self._line_test, self._record_test = filter.compile() if filter is not None else (None, None)
         given = Cursor.parse(cursor) if isinstance(cursor, str) and cursor not in ("start", "end") else cursor
@@ -173,6 +176,8 @@ class Follower:
             raise FormatError(
                 f"{path}, offset {offset}: {error}; run: otledger verify", path=path, offset=offset
             ) from None
+        if record.subject is not None:
+            record.opener = self._opener
         return record if self._record_test is None or self._record_test(record) else None
 
 
@@ -182,9 +187,10 @@ def follow(
     filter: Filter | None = None,
     *,
     machines: Sequence[str] | None = None,
+    keys: str | Path | None = None,
 ) -> Follower:
     """Give an asynchronous iterator over records as they are written; see `Follower`."""
-    return Follower(root, cursor, filter, machines=machines)
+    return Follower(root, cursor, filter, machines=machines, keys=keys)
 
 
 @dataclass(slots=True)

@@ -52,6 +52,12 @@ def default_keys() -> Path:
     return identity_file().parent / "keys"
 
 
+def keys_folder(given: Path | None = None) -> Path:
+    """Give the folder of the keys: `given`, `OTLEDGER_KEYS`, or this user's own."""
+    chosen = given or os.environ.get("OTLEDGER_KEYS")
+    return Path(chosen).expanduser() if chosen else default_keys()
+
+
 @cache
 def host_hash() -> str:
     """Give the hash that binds a partition to this host: 32 hex digits of a SHA-256.

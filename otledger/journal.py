@@ -21,14 +21,20 @@ from otledger.batch import check_line
 from otledger.config import Config
 from otledger.errors import LedgerClosed, LedgerError, RootError, SyncFailed
 from otledger.handover import Ack, Batch, Receipt, Resource, dumps
+from otledger.keys import check_keys_folder
 from otledger.lock import State
 from otledger.record import Draft
 from otledger.recovering import Recovering
+from otledger.recovery import Finding, Place
+from otledger.sealing import SEALED_TYPE, Commit, Sealer
 from otledger.segment import last_line
 
 __all__ = ["Ack", "Batch", "Journal", "Receipt", "Resource", "dumps"]
 
 log = logging.getLogger("otledger")
+
+CLOSING = 1.0
+"""Seconds that closing may take for the tree; what is not covered then has a checkpoint of its head alone."""
 
 
 class Journal(Recovering):
@@ -43,6 +49,9 @@ class Journal(Recovering):
 
     def __init__(self, root: str | Path | None = None, *, config: Config | None = None, **settings: Any) -> None:
         super().__init__(config or Config.resolve(root=root, **settings))
+        check_keys_folder(self.config.keys, self.root)
+        self._sealer = Sealer(self.path, self.config.keys)
+        self._refused = False
         self._mutex = threading.Lock()
         self._closed = False
         _journals.add(self)
@@ -80,8 +89,15 @@ class Journal(Recovering):
         return receipts
 
     def write(self, batch: Batch, *, timeout: float | None = None, on_wait: Callable[[], None] | None = None) -> Ack:
-        """Append encoded parts. Gives an `Ack`; raises `JournalError` or `RootError` if nothing was written."""
+        """Append encoded parts. Gives an `Ack`; raises `JournalError` or `RootError` if nothing was written.
+
+        Parts that are handed in again, after an error, are not written twice where another process has kept them.
+        The `Ack` is of these alone then, and of what is behind them nothing is written yet.
+        """
         with self._mutex, self._locked(timeout, on_wait):
+            kept = self._kept_by_others(batch)
+            if kept is not None:
+                return kept
             self._cut_if_due()
             ack = self._put(batch)
             if ack.error is not None and isinstance(ack.error, SyncFailed):
@@ -114,14 +130,12 @@ class Journal(Recovering):
             if self._closed:
                 return
             self._closed = True
-            if self._dir_fd < 0 or self._pid != os.getpid():
-                self._release_files()
-                return
-            try:
-                with self._locked(self.config.lock_timeout, closing=True):
-                    self._final_checkpoint()
-            except (LedgerError, OSError) as error:
-                log.warning("%s: no checkpoint at close: %s", self.path, error)
+            if self._dir_fd >= 0 and self._pid == os.getpid():
+                try:
+                    self._checkpoint_at_close()
+                except (LedgerError, OSError) as error:
+                    log.warning("%s: no checkpoint at close: %s", self.path, error)
+            self._sealer.close()
             self._release_files()
 
     def waits_for_lock(self) -> bool:
@@ -137,7 +151,117 @@ class Journal(Recovering):
     def after_fork(self) -> None:
         """Drop, in a forked child, everything that belongs to the parent."""
         self._mutex = threading.Lock()
+        self._drop_parents()
+
+    def _drop_parents(self) -> None:
+        self._sealer.after_fork()
+        self.sealed_apart = False
         self._release_files()
+
+    # Checkpoints with the tree
+
+    def prepare_checkpoint(self) -> bool:
+        """Compute a checkpoint over what is durable, as far as this process knows, for the next batch to take along.
+
+        Gives whether there is one that waits. Does not take the lock. Raises what `Sealer.commit` raises.
+        """
+        with self._mutex:
+            if self._closed:
+                raise LedgerClosed(f"the journal of {self.path} is closed")
+            if self._name is None or not self._something_new():
+                return self._offered is not None
+            state, ledger, adoptions = self._state, self._chain_id, self._adoptions
+            durable = Place(self._name, state.synced, state.synced_seq, state.synced_head.encode())
+            covered = state.checkpoint_size
+        commit = self._sealer.commit(ledger, durable, covered=covered, again=False)
+        with self._mutex:
+            if commit is not None and not self._closed and self._adoptions == adoptions:
+                self._note_refusal(commit)
+                self._offered = commit
+            return self._offered is not None
+
+    def write_checkpoint(self) -> None:
+        """Write the prepared checkpoint now, if one still waits."""
+        with self._mutex, self._locked(self.config.lock_timeout):
+            if self._offered is not None:
+                self._put(Batch((), {}))
+
+    def beat(self) -> float:
+        """Write a checkpoint if the last is older than `heartbeat_interval`, though no records came.
+
+        Gives the seconds until the next is due.
+        """
+        interval = self.config.heartbeat_interval
+        with self._mutex, self._locked(self.config.lock_timeout):
+            left = self._state.checkpoint + interval - clock.boot_ns() / 1e9
+        if 0 < left <= interval:
+            return left
+        self.checkpoint()
+        return interval
+
+    def checkpoint(self) -> bool:
+        """Write a checkpoint over everything with its tree, signed if the chain has a key; durable on return.
+
+        False where another process is at it. Raises what `open` and `Sealer.commit` raise.
+        """
+        with self._mutex, self._locked(self.config.lock_timeout):
+            self._settle_all()
+            end, ledger, covered = self._here(), self._chain_id, self._state.checkpoint_size
+            adoptions = self._adoptions
+        commit = self._sealer.commit(ledger, end, covered=covered)
+        if commit is None:
+            return False
+        with self._mutex, self._locked(self.config.lock_timeout):
+            if self._adoptions != adoptions or not self._is_due(commit):
+                return False
+            self._note_refusal(commit)
+            self._put_checkpoint(commit)
+        return True
+
+    def ledger_id(self) -> str:
+        """Give the UUID of the partition's chain, which is begun if there is none."""
+        with self._mutex, self._locked(self.config.lock_timeout):
+            return self._chain_id
+
+    def seal_segments(self) -> bool:
+        """Write down the SHA-256 of closed segments that nobody has written down yet.
+
+        False where another process is at it.
+        """
+        found = self._sealer.unsealed()
+        for piece, digest in found or ():
+            data = {"segment": str(piece.name), "size": piece.size, "sha256": digest}
+            self.append([Draft(SEALED_TYPE, data)], reserved=True)
+        return found is not None
+
+    def _checkpoint_at_close(self) -> None:
+        timeout = self.config.lock_timeout
+        with self._locked(timeout, closing=True):
+            if self._name is None:
+                return
+            self._settle_all()
+            if not self._something_new():
+                return
+            end, ledger, covered = self._here(), self._chain_id, self._state.checkpoint_size
+            adoptions = self._adoptions
+        commit = None
+        try:
+            commit = self._sealer.commit(ledger, end, covered=covered, seconds=CLOSING)
+        except (LedgerError, OSError) as error:
+            log.warning("%s: the checkpoint at close is not signed: %s", self.path, error)
+        with self._locked(timeout, closing=True):
+            if commit is not None and (self._adoptions != adoptions or not self._is_due(commit)):
+                commit = None
+            if commit is not None:
+                self._note_refusal(commit)
+            if self._something_new():
+                self._put_checkpoint(commit)
+
+    def _note_refusal(self, commit: Commit) -> None:
+        if commit.refusal is not None and not self._refused:
+            self._refused = True
+            at = commit.at
+            self._report(Finding("damage", at.segment, at.offset, at.seq, commit.refusal))
 
     # The lock
 
@@ -148,7 +272,8 @@ class Journal(Recovering):
         if self._closed and not closing:
             raise LedgerClosed(f"the journal of {self.path} is closed")
         if self._pid != os.getpid():
-            self._release_files()
+            # A fork that ran no hooks.
+            self._drop_parents()
         try:
             self._acquire(timeout, on_wait)
             try:

@@ -6,9 +6,14 @@ subtrees, the largest first: one for each bit of its size, and all that is neede
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 
+from otledger import speed
+from otledger.batch import CHECKSUM_BYTES, checksum_of
+
+NODE = 33
+"""Bytes of a node for `grow`: its level and its hash."""
 Range = tuple[int, int]
 """Leaves from the first number up to, and without, the second."""
 
@@ -65,6 +70,65 @@ def fold(edge: Sequence[bytes]) -> bytes:
     for left in reversed(edge[:-1]):
         root = node_hash(left, root)
     return root
+
+
+# Many leaves at once
+
+
+def grow_plainly(block: bytes, start: int, stop: int, seq: int, nodes: bytes) -> bytes:
+    """Add the leaves of the whole lines between two offsets of a block to the nodes of the leaves before them.
+
+    `seq` is the number of the first line's leaf. Each node is 33 bytes, its level and its hash: the roots of perfect
+    subtrees, from left to right. Those of leaves from 0 on are a tree's edge; leaves that begin elsewhere give what
+    `join` takes. Raises ValueError for what is no line with a checksum.
+    """
+    stack = [(nodes[at], nodes[at + 1 : at + NODE]) for at in range(0, len(nodes), NODE)]
+    at = start
+    while at < stop:
+        end = block.find(b"\n", at, stop) + 1
+        line = block[at:end]
+        if len(line) < CHECKSUM_BYTES:
+            raise ValueError("a line without a checksum")
+        _push(stack, seq, 0, leaf_hash(checksum_of(line)))
+        seq += 1
+        at = end
+    return b"".join(bytes((level,)) + node for level, node in stack)
+
+
+def _push(stack: list[tuple[int, bytes]], place: int, level: int, node: bytes) -> None:
+    """Put the node that is number `place` of its level behind others, and make parents of pairs."""
+    while place & 1 and stack and stack[-1][0] == level:
+        node = node_hash(stack.pop()[1], node)
+        level, place = level + 1, place >> 1
+    stack.append((level, node))
+
+
+grow: Callable[[bytes, int, int, int, bytes], bytes] = speed.grow or grow_plainly
+
+
+def nodes_of(tree: Tree) -> bytes:
+    """Give the nodes of a tree's edge, for `grow`."""
+    levels = [bit for bit in range(tree.size.bit_length() - 1, -1, -1) if tree.size >> bit & 1]
+    return b"".join(bytes((level,)) + node for level, node in zip(levels, tree.edge, strict=True))
+
+
+def join(nodes: bytes, seq: int, more: bytes) -> bytes:
+    """Give the nodes of leaves that follow each other: `more` are those of the leaves from number `seq` on."""
+    stack = [(nodes[at], nodes[at + 1 : at + NODE]) for at in range(0, len(nodes), NODE)]
+    for at in range(0, len(more), NODE):
+        level = more[at]
+        _push(stack, seq >> level, level, more[at + 1 : at + NODE])
+        seq += 1 << level
+    return b"".join(bytes((level,)) + node for level, node in stack)
+
+
+def tree_of(nodes: bytes) -> Tree:
+    """Give the tree whose edge these nodes are. Raises ValueError where they are none."""
+    levels = [nodes[at] for at in range(0, len(nodes), NODE)]
+    if levels != sorted(set(levels), reverse=True):
+        raise ValueError("these nodes are not the edge of a tree")
+    edge = [nodes[at + 1 : at + NODE] for at in range(0, len(nodes), NODE)]
+    return Tree(sum(1 << level for level in levels), edge)
 
 
 # Proofs

@@ -12,6 +12,7 @@ import os
 import uuid
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -23,6 +24,7 @@ from otledger.folder import check_root, give_name, make_partition, set_mode, syn
 from otledger.handover import Ack, Batch, Resource, dumps
 from otledger.lock import PartitionLock, State
 from otledger.recovery import Finding, Place
+from otledger.sealing import KEY_TYPE, Commit, keys_between
 from otledger.segment import (
     CHECKPOINT_TYPE,
     FORMAT,
@@ -45,6 +47,21 @@ shorter ones hold the interpreter lock no longer than a quarter of a millisecond
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
+PATIENCE = 10
+"""After so many intervals without a checkpoint from beside them the batches bring one of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uncut:
+    """A batch that is in a segment, and is not to be there: it made it `end` bytes long, and it shall have `size`."""
+
+    segment: str
+    size: int
+    end: int
+    parts: Sequence[bytes]
+    """Those of the batch whose lines are whole."""
+
+
 class Partition:
     """The open files of one machine's partition, and the state that its segments are in.
 
@@ -59,6 +76,10 @@ class Partition:
         self.findings: list[Finding] = []
         """What recovery found since this journal was made."""
         self.encoder = record.Encoder(config.machine, config.service)
+        self.sealed_apart = False
+        """Whether somebody has checkpoints made beside the batches, and offers them."""
+        self._adoptions = 0
+        """How often the files were looked at anew: what was computed before that may be about other records."""
         self._forget()
 
     def _forget(self) -> None:
@@ -74,17 +95,29 @@ class Partition:
         self._known: set[str] = set()
         self._own_failed: tuple[str, int] | None = None
         self._claim: int | None = None
-        self._uncut: tuple[str, int, int] | None = None
-        """Segment, size to cut it to, and size that it had, where a cut has failed."""
+        self._uncut: Uncut | None = None
+        """What could be neither acknowledged nor cut off."""
+        self._taken: Uncut | None = None
+        """What another process took for written of it."""
         self._wrote = False
         self._rivals: set[str] = set()
         """Other hosts that wrote here since we did."""
+        self._offered: Commit | None = None
+        """A checkpoint that is to go with the next batch."""
+        self._adoptions += 1
+        self._replaced = 0.0, 0, -1
+        """What the state said of checkpoints before the last one was made."""
 
     def _open_folder(self) -> None:
         config = self.config
         check_root(self.root, force=config.force)
         self._dir_fd = make_partition(self.root, config.machine, config.folder_mode)
         self._lock = PartitionLock(self._dir_fd, self.path, config.file_mode)
+
+    @property
+    def segment(self) -> str:
+        """The segment that is appended to, as far as this process knows."""
+        return self._state.segment
 
     def _release_files(self) -> None:
         if self._lock is not None:
@@ -183,7 +216,7 @@ class Partition:
         state = self._state
         if previous is None:
             # A chain's first checkpoint is worth writing when there is more than this header.
-            state.checkpoint = clock.boot_ns() / 1e9
+            state.checkpoint, state.checkpoint_size, state.checkpoint_seq = clock.boot_ns() / 1e9, 0, -1
         state.segment = str(name)
         state.acked = state.synced = sum(map(len, block))
         state.seq = state.synced_seq = seq + len(block)
@@ -221,6 +254,9 @@ class Partition:
         first = self._state.seq
         self._check_numbers(first, len(parts))
         lines_written, error = self._write_lines(parts)
+        if self._state.checkpoint_seq >= first + len(lines_written):
+            # It is not among them.
+            self._state.checkpoint, self._state.checkpoint_size, self._state.checkpoint_seq = self._replaced
         if not lines_written:
             raise self._explain(error or OSError(errno.EIO, "nothing was written"))
         before = self._state.acked
@@ -242,7 +278,8 @@ class Partition:
         except OSError:
             # Not all of it is there, or `.lock` cannot be written: what another process would not know of must not
             # be there.
-            self._uncut = str(self._name), before, file_size(self._fd)
+            left = batch.parts[: max(0, len(lines_written) - len(own))]
+            self._uncut = Uncut(str(self._name), before, file_size(self._fd), left)
             self._cut_back()
             raise
         self._wrote = True
@@ -265,10 +302,7 @@ class Partition:
 
     def _own_parts(self, resources: Mapping[str, Resource]) -> list[bytes]:
         now = record.now_ns()
-        parts = []
-        checkpoint = self._checkpoint_part(now)
-        if checkpoint is not None:
-            parts.append(checkpoint)
+        parts = self._checkpoint_parts(now)
         parts += [
             self.encoder.telemetry("otel.resource", now, resource.payload)
             for digest, resource in resources.items()
@@ -321,12 +355,18 @@ class Partition:
         """
         if self._uncut is None:
             return
-        name, size, end = self._uncut
+        assert self._lock is not None
+        uncut, state = self._uncut, self._lock.read()
         with contextlib.suppress(FileNotFoundError):
-            fd = open_segment(self._dir_fd, name, os.O_RDWR, shown=self.path)
+            fd = open_segment(self._dir_fd, uncut.segment, os.O_RDWR, shown=self.path)
             try:
-                if file_size(fd) == end:
-                    os.ftruncate(fd, size)
+                # Who takes it for written says so in `.lock`, and need not write to the segment.
+                if file_size(fd) == uncut.end and (
+                    state is None or (state.segment, state.acked) == (uncut.segment, uncut.size)
+                ):
+                    os.ftruncate(fd, uncut.size)
+                elif uncut.parts:
+                    self._taken = uncut
             finally:
                 os.close(fd)
         self._uncut = None
@@ -364,13 +404,19 @@ class Partition:
 
     # Checkpoints
 
-    def _checkpoint_part(self, now: int) -> bytes | None:
-        """Give a checkpoint over everything durable, if one is due and there is something new to cover."""
+    def _checkpoint_parts(self, now: int) -> list[bytes]:
+        """Give the checkpoint that is offered, or one over everything durable, if one is due and something is new."""
         state = self._state
         since = clock.boot_ns() / 1e9 - state.checkpoint
-        if 0 <= since < self.config.checkpoint_interval or not self._something_new():
-            return None
-        return self._make_checkpoint(now)
+        offered = self._offered
+        if offered is not None and not self._is_due(offered):
+            offered = self._offered = None
+        # Somebody who makes them beside the batches may have died, or be far behind.
+        interval = self.config.checkpoint_interval * (PATIENCE if self.sealed_apart and offered is None else 1)
+        if 0 <= since < interval or not (offered or self._something_new()):
+            return []
+        self._offered = None
+        return self._make_checkpoint(now, offered)
 
     def _something_new(self) -> bool:
         """Tell whether durable records other than the last checkpoint itself are not covered by it."""
@@ -378,25 +424,56 @@ class Partition:
         uncovered = min(state.checkpoint_seq, state.synced_seq) > state.checkpoint_size
         return uncovered or state.synced_seq > state.checkpoint_seq + 1
 
-    def _make_checkpoint(self, now: int) -> bytes:
+    def _make_checkpoint(self, now: int, commit: Commit | None = None) -> list[bytes]:
+        """Give the parts of a checkpoint: of what was computed, or of the head alone."""
         state = self._state
-        state.checkpoint, state.checkpoint_size = clock.boot_ns() / 1e9, state.synced_seq
-        state.checkpoint_seq = state.seq
-        data = {"size": state.synced_seq, "head": state.synced_head}
-        return self.encoder.telemetry(CHECKPOINT_TYPE, now, dumps(data))
+        if commit is None:
+            assert self._name is not None
+            end = Place(self._name, state.synced, state.synced_seq, state.synced_head.encode())
+            commit = Commit(self._chain_id, end, {"size": state.synced_seq, "head": state.synced_head})
+        keys = self._keys_due(commit)
+        self._replaced = state.checkpoint, state.checkpoint_size, state.checkpoint_seq
+        state.checkpoint, state.checkpoint_size = clock.boot_ns() / 1e9, commit.size
+        state.checkpoint_seq = state.seq + len(keys)
+        parts = [self.encoder.telemetry(KEY_TYPE, now, dumps(key)) for key in keys]
+        return [*parts, self.encoder.telemetry(CHECKPOINT_TYPE, now, dumps(commit.checkpoint))]
+
+    def _is_due(self, commit: Commit) -> bool:
+        """Tell whether a commit that was computed without the lock may still be written.
+
+        Not behind one of another process over as much: that is signed later, maybe by another key. And with a key's
+        record only into the segment for which it was missed.
+        """
+        fits = not commit.keys or commit.at.segment == self._name
+        return fits and commit.ledger == self._chain_id and commit.size > self._state.checkpoint_size
+
+    def _keys_due(self, commit: Commit) -> list[dict[str, Any]]:
+        """Give the beginnings of keys that nobody has written since the commit was computed."""
+        if not commit.keys:
+            return []
+        written = keys_between(self._fd, commit.at.offset, self._state.acked)
+        return [key for key in commit.keys if key not in written]
+
+    def _settle_all(self) -> None:
+        """Have everything that was written durable."""
+        if self._state.synced != self._state.acked:
+            self._sync()
 
     def _final_checkpoint(self) -> None:
         if self._name is None:
             return
-        if self._state.synced != self._state.acked:
-            self._sync()
+        self._settle_all()
         if self._something_new():
-            part = self._make_checkpoint(record.now_ns())
-            ack = self._put(Batch([part], {}))
-            if ack.error is not None:
-                raise ack.error
-            if self._state.synced != self._state.acked:
-                self._sync()
+            self._put_checkpoint(None)
+
+    def _put_checkpoint(self, commit: Commit | None) -> None:
+        """Write a checkpoint now, durable on return."""
+        self._offered = None
+        parts = self._make_checkpoint(record.now_ns(), commit)
+        ack = self._put(Batch(parts, {}))
+        if ack.error is not None:
+            raise ack.error
+        self._settle_all()
 
 
 def _write_some(fd: int, data: bytes) -> tuple[int, OSError | None]:

@@ -6,12 +6,12 @@ Only reads. The journal acts on what is returned.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from otledger.batch import ZEROS, Tail, check_line
+from otledger.batch import ZEROS, Tail, caller_part, check_line
 from otledger.lock import State
 from otledger.segment import (
     CHECKPOINT_TYPE,
@@ -28,6 +28,7 @@ from otledger.segment import (
     line_at,
     lines,
     open_segment,
+    read_chain,
 )
 
 MOST_WRONG = 20
@@ -121,18 +122,25 @@ def inspect(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Inspe
         anchor, checkpoint = find_anchor(dir_fd, path, chain)
         found = _check_from(dir_fd, path, chain, anchor, synced=checkpoint[0])
     found = replace(found, checkpoint_size=checkpoint[0], checkpoint_seq=checkpoint[1])
-    return found if state is None else _with_lost(found, state)
+    return found if state is None else _with_lost(dir_fd, path, chain, found, state)
 
 
-def _with_lost(found: Inspection, state: State) -> Inspection:
+def _with_lost(dir_fd: int, path: Path, chain: Chain, found: Inspection, state: State) -> Inspection:
     """Hold what was found against what was acknowledged in this boot: more than there is, is damage.
 
-    Its numbers are not given out again: the next record follows the last acknowledged one.
+    Its numbers are not given out again: the next record follows the last acknowledged one. Where there is more, and
+    another record has the last one's number, the files were replaced by those of another writer: that is a fork.
     """
     place = found.place
     head = state.head.encode()
-    if not state.seq or (place is not None and (place.seq > state.seq or (place.seq, place.prev) == (state.seq, head))):
+    if not state.seq or (place is not None and (place.seq, place.prev) == (state.seq, head)):
         return found
+    if place is not None and place.seq > state.seq:
+        last = len(chain.pieces) - 1
+        if found.finding or _locate(dir_fd, path, chain, last, place.offset, state.seq - 1, head) is not None:
+            return found
+        reason = f"the acknowledged record of seq {state.seq - 1} is gone, and another one has its number"
+        return replace(found, finding=Finding("fork", place.segment, place.offset, place.seq, reason))
     segment = _name(state.segment)
     if place is not None and place.seq == state.seq:
         reason = f"the last acknowledged record, seq {state.seq - 1}, is not the one that was written"
@@ -364,3 +372,30 @@ class _Walk:
                 place = self.behind[-1]
         finding = Finding(kind, bad.segment, bad.offset, bad.seq, bad.reason, records)
         return Inspection(place, finding, self.synced)
+
+
+def find_parts(
+    dir_fd: int, path: Path, segment: str, offset: int, parts: Sequence[bytes]
+) -> tuple[int, str, list[bytes]] | None:
+    """Look for records made of these parts, one behind the other, from this place on: in the segment or a later one.
+
+    Gives the number of the first, their segment and their lines.
+    """
+    for piece in read_chain(dir_fd, path).pieces:
+        name = str(piece.name)
+        if piece.name < (SegmentName.parse(segment) or piece.name):
+            continue
+        fd = open_segment(dir_fd, name, shown=path)
+        try:
+            found: list[bytes] = []
+            for _, line in lines(fd, offset if name == segment else 0, piece.size):
+                tail = check_line(line)
+                if tail is None or caller_part(tail) != parts[len(found)]:
+                    found = []
+                    continue
+                found.append(line)
+                if len(found) == len(parts):
+                    return tail.seq - len(parts) + 1, name, found
+        finally:
+            os.close(fd)
+    return None

@@ -47,6 +47,8 @@ check: Callable[[bytes, int, int, int, bytes], tuple[int, int, bytes, list[int]]
 
 Gives where it stopped, how many lines were right, the last one's checksum, and where otledger's own records are.
 """
+grow: Callable[[bytes, int, int, int, bytes], bytes] | None = getattr(_hashing, "grow", None)
+"""Does what `merkle.grow_plainly` does."""
 Decoder: Callable[..., Callable[[bytes], Any]] | None = getattr(_decoding, "Decoder", None)
 """Makes a decoder of lines; see `otledger.decoding`."""
 order: Callable[[bytes], bytes] | None = getattr(_decoding, "order", None)

@@ -22,6 +22,7 @@ from otledger.config import Config
 from otledger.delivery import Outcome, Rooms, deliver, wake_rooms
 from otledger.errors import JournalError, LedgerClosed, LedgerDamaged, LedgerError, LockTimeout, LowSpace, QueueFull
 from otledger.journal import Ack, Batch, Journal, Resource, dumps
+from otledger.notary import Notary
 from otledger.record import format_time, now_ns
 from otledger.segment import LOCK_FILE
 
@@ -115,6 +116,7 @@ class Writer:
         self._set_in_flight(0, 0)
         self.full = False
         """No place for another record, or new ones are refused."""
+        self._notary: Notary | None = None
         # Owned by the thread, read by others.
         self._retry: Batch | None = None
         self._failing = False
@@ -123,7 +125,7 @@ class Writer:
         self._watch: threading.Thread | None = None
         self._refusing: LowSpace | None = None
         self._space_checked = 0.0
-        self._synced = time.monotonic()
+        self._sync_at = time.monotonic() + self.config.sync_interval
         self._unsynced = False
         self._busy_since = 0.0
         self._taken = self._written = self._durable = self._dropped = 0
@@ -424,6 +426,8 @@ class Writer:
                 if batch is None:
                     break
             self._process(batch, waiters, spans)
+        if self._notary is not None:
+            self._notary.stop()
         self.journal.close()
 
     def _next(self) -> tuple[Batch | None, list[tuple[int, str, Any]], list[StartPart]]:
@@ -469,7 +473,7 @@ class Writer:
     def _idle_time(self) -> float | None:
         if self._refusing is not None:
             return SPACE_INTERVAL
-        return max(0.0, self._synced + self.config.sync_interval - time.monotonic()) if self._unsynced else None
+        return max(0.0, self._sync_at - time.monotonic()) if self._unsynced else None
 
     def _take(self) -> tuple[Batch, list[tuple[int, str, Any]], list[StartPart]]:
         spans = self._take_spans()
@@ -529,6 +533,9 @@ class Writer:
         try:
             if batch.parts:
                 ack = self.journal.write(batch, on_wait=self._watch_lock)
+                if self._notary is None:
+                    self._notary = Notary(self.journal, self.report)
+                self._notary.wake()
                 error = ack.error
                 self._unsynced = self.config.durability == "os"
             self._sync_if_due()
@@ -587,10 +594,13 @@ class Writer:
             self._recovered()
 
     def _sync_if_due(self) -> None:
-        if self._unsynced and time.monotonic() - self._synced >= self.config.sync_interval:
+        if self._unsynced and time.monotonic() >= self._sync_at:
+            interval = self.config.sync_interval
+            # Where it fails it is tried again after a pause, like a write.
+            self._sync_at = time.monotonic() + max(interval, self._pause)
             self.journal.sync()
             self._unsynced = False
-            self._synced = time.monotonic()
+            self._sync_at = time.monotonic() + interval
 
     def _settle(
         self, batch: Batch, ack: Ack | None, error: BaseException | None, waiters: list[tuple[int, str, Any]]
@@ -611,7 +621,8 @@ class Writer:
         else:
             self._note(error)
         with self._lock:
-            if error is not None:
+            if rest and error is not None:
+                # What came meanwhile stands behind it. Where only a sync failed, it is tried at once.
                 outcomes += [(waiter, error) for _, _, waiter in self._waiters]
                 self._waiters = []
             self._written += count

@@ -5,6 +5,7 @@
 It shares no code with otledger, on purpose: what it accepts follows the page and not the program.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -181,6 +182,95 @@ def check_resource(data: Any, text: str) -> None:
     need(data["digest"] in digests, f"wrong digest: the other members have {digests[0]}")
 
 
+# The tree (7) ---------------------------------------------------------------------------------------------
+
+
+def node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+class Leaves:
+    """The leaves of a chain from its beginning; roots and paths as RFC 6962 defines them in 2.1, and no faster."""
+
+    def __init__(self) -> None:
+        self.hashes: list[bytes] = []
+        self.whole: dict[tuple[int, int], bytes] = {}  # roots of perfect subtrees, which never change
+
+    def add(self, checksum: str) -> None:
+        self.hashes.append(hashlib.sha256(b"\x00" + bytes.fromhex(checksum)).digest())
+
+    def root(self, low: int, high: int) -> bytes:
+        """The root over the leaves from one number up to, and without, another."""
+        if high - low < 2:
+            return self.hashes[low] if high > low else hashlib.sha256(b"").digest()
+        if (low, high) not in self.whole:
+            middle = low + half(high - low)
+            found = node(self.root(low, middle), self.root(middle, high))
+            if 2 * (middle - low) != high - low:
+                return found
+            self.whole[low, high] = found
+        return self.whole[low, high]
+
+    def edge(self, low: int, high: int) -> list[bytes]:
+        """The roots of the perfect subtrees, left to right."""
+        if high - low < 1:
+            return []
+        largest = 1 << (high - low).bit_length() - 1
+        return [self.root(low, low + largest), *self.edge(low + largest, high)]
+
+    def path(self, low: int, high: int) -> list[bytes]:
+        """The audit path of the last leaf, leaf to root."""
+        if high - low < 2:
+            return []
+        middle = low + half(high - low)
+        return [*self.path(middle, high), self.root(low, middle)]
+
+
+def half(count: int) -> int:
+    """The largest power of two below."""
+    return 1 << (count - 1).bit_length() - 1
+
+
+def hashes(texts: list[str]) -> list[bytes]:
+    found = [base64.b64decode(text, validate=True) for text in texts]
+    need(all(len(each) == 32 for each in found), "a hash has not 32 bytes")
+    return found
+
+
+def check_tree(leaves: Leaves | None, data: Any, *, edge: bool) -> None:
+    """Root, edge and path of a control record; without the leaves, where segments are absent, their form alone."""
+    size = data["size"]
+    root, path, perfect = hashes([data["root"]])[0], hashes(data["path"]), hashes(data["edge"]) if edge else []
+    if leaves is not None:
+        need(root == leaves.root(0, size), f"root is not that of the first {size} records")
+        need(path == leaves.path(0, size), f"path is not that of the last of {size} records")
+        need(perfect == leaves.edge(0, size) or not edge, f"edge is not that of a tree of {size}")
+
+
+def check_note(note: str, key: str, origin: str, data: Any) -> list[str]:
+    """A signed note over a tree, by this key. Returns the lines behind origin, size and root."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    name, id, encoded = key.split("+", 2)
+    public = base64.b64decode(encoded, validate=True)
+    need(name == origin, "the key is another chain's")
+    need(len(public) == 33 and public[0] == 1, "the key is none of Ed25519")
+    need(id == hashlib.sha256(name.encode() + b"\n" + public).hexdigest()[:8], "the key's id is not its hash")
+    match = re.fullmatch(r"(.*\n)\n\u2014 (\S+) (\S+)\n", note, re.DOTALL)
+    assert match, "no signed note"
+    lines = match[1].split("\n")
+    need(lines[:3] == [origin, str(data["size"]), data["root"]], "the note is about another tree")
+    need(all(lines[3:-1]), "an empty line in the note's text")
+    value = base64.b64decode(match[3], validate=True)
+    need((match[2], value[:4].hex()) == (name, id), f"the note is signed by {value[:4].hex()}, and {id} is due")
+    try:
+        Ed25519PublicKey.from_public_bytes(public[1:]).verify(value[4:], match[1].encode())
+    except InvalidSignature:
+        raise AssertionError("the note's signature is wrong") from None
+    return lines[3:-1]
+
+
 # Partitions (1, 5, 6) -------------------------------------------------------------------------------------
 
 
@@ -249,11 +339,16 @@ class Chain:
         self.ids: set[str] = set()
         self.ledgers: list[str] = []
         self.defined: dict[str, str] = {}  # digest -> kind, in this segment
+        self.closed: dict[str, tuple[int, str]] = {}  # size and SHA-256 of each segment so far
         self.restart(0, ZEROS)
 
     def restart(self, seq: int, head: str) -> None:
         self.seq, self.head, self.synced = seq, head, 0
         self.checksums: dict[int, str] = {}
+        self.leaves = Leaves() if seq == 0 else None
+        self.covered = 0
+        self.key: str | None = None  # which signs
+        self.announced: str | None = None  # which shall sign after it
 
     def begin(self, record: dict[str, Any]) -> None:
         """A segment begins, its header checked by now: in the same chain, or with a new one."""
@@ -283,17 +378,61 @@ class Chain:
             self.synced = record["synced"]
         if kind == "otledger.checkpoint":
             need(is_int(data["size"], 1, seq), "the checkpoint's size is not within 1 and seq")
-            known = self.checksums.get(data["size"] - 1, data["head"])  # none from an absent segment
-            need(data["head"] == known, f"the checkpoint's head is not the checksum of {data['size'] - 1}")
+            head = self.checksums.get(data["size"] - 1, data["head"])  # none from an absent segment
+            need(data["head"] == head, f"the checkpoint's head is not the checksum of {data['size'] - 1}")
+            self.check_checkpoint(data)
+        elif kind == "otledger.key":
+            need(is_int(data["size"], 0, seq), "the key's size is not within 0 and seq")
+            self.check_key(data)
+        elif kind == "otledger.sealed":
+            known = self.closed.get(data["segment"])
+            need(known or self.absent, f"{data['segment']} is no segment before this one")
+            need(known in (None, (data["size"], data["sha256"])), f"{data['segment']} has {known}")
         elif kind == "otel.resource":
             check_resource(data, text)
             self.defined[data["digest"]] = data["kind"]
         elif kind in TABLES and not is_opaque(data):
             check_signal(data, TABLES[kind], self.defined)
         self.head = self.checksums[seq] = record["checksum"].removeprefix("sha256:")
+        if self.leaves is not None:
+            self.leaves.add(self.head)
         self.seq += 1
         self.ids.add(record["id"])
         self.records.append(record)
+
+    def check_checkpoint(self, data: Any) -> None:
+        """The tree and the note of a checkpoint, where it has them."""
+        tree = {"root", "edge", "path"} & data.keys()
+        need(len(tree) in (0, 3), f"of the tree only {sorted(tree)}")
+        if tree:
+            need(data["size"] > self.covered, f"{data['size']} records, and {self.covered} had a tree before")
+            self.covered = data["size"]
+            check_tree(self.leaves, data, edge=True)
+        if "refused" in data:
+            need(not tree and "note" not in data, "refused, and signed")
+            refused = data["refused"]
+            need(is_int(refused["size"], 1, 2**63) and hashes([refused["root"]]), "refused is no tree")
+            need(refused["root"] in refused["note"].split("\n"), "refused is another note's")
+        if "note" in data:
+            need(tree, "a note without a tree")
+            need(self.key or self.leaves is None, "a note, and no key has begun")
+            if self.key:
+                more = check_note(data["note"], self.key, f"otledger/{self.ledgers[-1]}", data)
+                need(len(more) < 2 and all(line.startswith("next ") for line in more), "an extension that is not known")
+                self.announced = more[0].removeprefix("next ") if more else None
+
+    def check_key(self, data: Any) -> None:
+        """A key begins: the one before it has signed that, or there is none."""
+        need(data["old"] == self.key or self.leaves is None, f"old is not {self.key}")
+        need(data["new"] != data["old"], "new is old")
+        need(self.announced in (None, data["new"]), f"new is not the key that was announced, {self.announced}")
+        check_tree(self.leaves, data, edge=False)
+        if data["old"] is None:
+            need(data["signature"] is None, "signed by no key")
+        else:
+            more = check_note(data["signature"], data["old"], f"otledger/{self.ledgers[-1]}", data)
+            need(more == [f"key {data['new']}"], "the old key has signed something else")
+        self.key, self.announced = data["new"], None
 
 
 def check(partition: Path, *, torn_tail_ok: bool = False) -> list[dict[str, Any]]:
@@ -312,6 +451,8 @@ def check(partition: Path, *, torn_tail_ok: bool = False) -> list[dict[str, Any]
             need((size or 0) <= len(content), f"shorter than the {size} bytes that its successor names")
             need(not rest or size is None, "the previous.size of its successor cuts a line")
             need(not rest or torn_tail_ok, "a torn line")
+        if size is not None:
+            chain.closed[path.name] = size, hashlib.sha256(content[:size]).hexdigest()
     if absent is not None:  # then an archive record has to account for it
         archives = [record["data"] for record in chain.records if record["type"] == "otledger.archive"]
         heads = [data["head"] for data in archives if data["segment"] == absent]

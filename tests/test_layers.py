@@ -23,19 +23,22 @@ LAYERS = (
     ("projection",),
     ("repair", "selftest", "archive", "places"),
     (
-        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "chunks", "workers"),
-        *("proofs", "provable", "archived"),
+        *("span", "provider", "reader", "lookups", "follow", "verify", "verifier", "verifying", "chunks", "workers"),
+        *("proofs", "provable", "witness", "witnesses", "witnessing", "archived", "shredding", "encryption"),
     ),
     ("index", "run_files"),
     ("writers", "writer", "delivery"),
+    ("notary", "keymaking"),
     ("journal", "recovering", "partition", "handover"),
-    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder"),
+    ("sealing",),
+    ("keys",),
+    ("checkpoint", "recovery", "quarantine", "lock", "clock", "folder", "gitrepo", "subjectkeys"),
     ("segment",),
     (
-        *("record", "batch", "runs", "replayed", "trace", "replay", "turns", "pairs"),
-        *("spandata", "strict", "filter", "processors", "schemas", "context", "proof_file"),
+        *("record", "batch", "merkle", "runs", "replayed", "trace", "replay", "turns", "pairs", "proof_file"),
+        *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
-    ("decoding", "merkle", "notes"),
+    ("decoding", "notes", "ciphertext", "keyring"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from otledger import speed, values
-from otledger.batch import ZEROS, stamp_plainly
+from otledger import merkle, speed, values
+from otledger.batch import ZEROS, checksum_of, stamp_plainly
 from otledger.chunks import Chunk, check_chunk
 from otledger.errors import EventRefused
 from otledger.record import Encoder, parse, parse_time
@@ -127,6 +127,43 @@ def test_check_stops_where_numbers_end() -> None:
     lines = stamp_plainly([b'{"a":1'] * 4, 2**63 - 2, ZEROS)
     stop, count, _, _ = speed.check(b"".join(lines), 0, 10_000, 2**63 - 2, ZEROS)
     assert (stop, count) == (len(lines[0]), 1)
+
+
+@hashing
+@given(st.lists(st.binary(max_size=90), max_size=70), st.integers(0, 300), st.data())
+def test_nodes_are_equal(parts: list[bytes], seq: int, data: st.DataObject) -> None:
+    assert speed.grow is not None
+    lines = stamp_plainly(parts, seq, ZEROS)
+    # A tree is grown from lines as they stand in a block, also in two steps.
+    clean = [line[:-1].replace(b"\n", b" ") + b"\n" for line in lines]
+    block, cut = b"".join(clean), data.draw(st.integers(0, len(clean)))
+    middle = sum(map(len, clean[:cut]))
+    whole = speed.grow(block, 0, len(block), seq, b"")
+    assert whole == merkle.grow_plainly(block, 0, len(block), seq, b"")
+    first = speed.grow(block, 0, middle, seq, b"")
+    assert speed.grow(block, middle, len(block), seq + cut, first) == whole
+    rest = merkle.grow_plainly(block, middle, len(block), seq + cut, b"")
+    assert merkle.join(first, seq + cut, rest) == whole
+    if seq == 0:
+        tree = merkle.Tree()
+        for line in clean:
+            tree.add(merkle.leaf_hash(checksum_of(line)))
+        assert merkle.tree_of(whole).edge == tree.edge
+        assert merkle.nodes_of(tree) == whole
+
+
+@hashing
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *[(b"no line", 0, 7, 0, b""), (b"x" * 100 + b"\n", 0, 101, 0, b""), (b"", 0, 1, 0, b""), (b"", 0, 0, -1, b"")],
+        *[(b"", 0, 0, 0, b"node"), (b"", 0, 0, 0, bytes(33 * 200)), ("", 0, 0, 0, b""), (b"a" * 90, -1, 90, 0, b"")],
+    ],
+)
+def test_grow_refuses_what_it_cannot_read(arguments: Any) -> None:
+    assert speed.grow is not None
+    with pytest.raises((TypeError, ValueError)):
+        speed.grow(*arguments)
 
 
 @compiled

@@ -575,7 +575,7 @@ def forged_checkpoint(root: Path, size: int, head: str) -> int:
         if name == segment_names(root)[0]:
             point = record_of(lines[-1])
             old = json.dumps(point["data"], separators=(",", ":")).encode()
-            new = json.dumps({"size": size, "head": head}, separators=(",", ":")).encode()
+            new = json.dumps({**point["data"], "size": size, "head": head}, separators=(",", ":")).encode()
             assert len(old) == len(new)
             lines[-1] = lines[-1].replace(old, new)
             found = offsets(lines)[-2]

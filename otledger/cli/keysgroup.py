@@ -1,0 +1,16 @@
+"""The group of commands about keys: they live outside the ledger's folder, each command says which it is about."""
+
+import typer
+
+from otledger.cli.app import app, helped
+
+keys_app = typer.Typer(
+    rich_markup_mode=None,
+    help=helped(
+        "Keep the keys, which lie outside of the ledger: $OTLEDGER_KEYS, or this user's own folder.",
+        "otledger keys init                                            sign checkpoints from now on",
+        "otledger keys list",
+        "otledger keys shred user-17 --reason 'request 4711' --yes     erase what is about somebody",
+    ),
+)
+app.add_typer(keys_app, name="keys", short_help="Keep the keys that sign checkpoints and encrypt payloads.")
