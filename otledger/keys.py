@@ -268,6 +268,7 @@ class Signer:
     def _locked(self) -> Iterator[None]:
         fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            os.fchmod(fd, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
             if self.exists:
                 self._finish_rotation()
