@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import looking, peaks, reading, rebuilding, sql, startup, telemetry, views, writing
+from . import looking, peaks, reading, rebuilding, sealing, sql, startup, telemetry, views, writing
 from .bench import Bench
 from .measure import Measurement
 
@@ -18,6 +18,7 @@ ROWS: dict[str, Callable[[Bench], list[Measurement]]] = {
     "memory": writing.memory,
     "verify": reading.verify,
     "scan": reading.scan,
+    "sealing": sealing.sealing,
     "spans": rebuilding.spans,
     "tail": reading.tail,
     "projection": views.projection,

@@ -17,6 +17,7 @@ from otledger.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from otledger.config import Config
+    from otledger.encryption import by_subject
     from otledger.errors import EventRefused, JournalError, LedgerClosed, LedgerError, QueueFull
     from otledger.filter import Filter
     from otledger.journal import Journal, Receipt
@@ -53,6 +54,7 @@ __all__ = [
     "Status",
     "SyncLedger",
     "__version__",
+    "by_subject",
     "ipc_hash",
     "open",
     "open_sync",
@@ -62,6 +64,7 @@ __all__ = [
 
 _HOMES = {
     "config": ("Config",),
+    "encryption": ("by_subject",),
     "errors": ("EventRefused", "JournalError", "LedgerClosed", "LedgerError", "QueueFull"),
     "filter": ("Filter",),
     "journal": ("Journal", "Receipt"),

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from otledger import speed
 from otledger.batch import CHECKSUM_BYTES, MAX_LINE, check_line
-from otledger.segment import BLOCK, is_foreign, line_at, line_blocks, pread
+from otledger.segment import BLOCK, CHECKPOINT_TYPE, control_data, is_foreign, line_at, line_blocks, pread
+from otledger.verifying.subtrees import Runs
 
 if TYPE_CHECKING:
     from otledger.strict import DeepCheck
@@ -35,6 +36,8 @@ class Chunk:
     """The `seq` that is due at `start`; -1: unknown, the first good line's is taken."""
     prev: str = ""
     told: bool = False
+    tree: bool = False
+    """Whether the records are hashed into subtrees as well."""
     """Whether it was told already that the line with this `seq` is missing or broken."""
     count: int = 0
     first_seq: int = -1
@@ -53,10 +56,13 @@ class Chunk:
     """Offset, the `seq` that was due, reason, and what kind of line: `torn`, `foreign`, `broken`, `fork`, `gap`,
     `prev`, `json`."""
     more_bad: int = 0
+    runs: list[tuple[int, int, bytes]] = field(default_factory=list)
+    """Records that follow each other: first number, the number behind the last, and the hashes of their subtrees."""
 
 
 def check_chunk(chunk: Chunk, deep: DeepCheck | None = None) -> Chunk:
     """Fill in what the lines of a chunk hold. Where nothing is known to be due the first good line tells it."""
+    runs = Runs() if chunk.tree else None
     fd = os.open(chunk.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         offset = chunk.start
@@ -65,33 +71,46 @@ def check_chunk(chunk: Chunk, deep: DeepCheck | None = None) -> Chunk:
             offset += len(line_at(fd, offset - 1)) - 1
         chunk.begin = offset
         if speed.check is not None and deep is None:
-            _check_blocks(chunk, fd, offset, speed.check)
+            _check_blocks(chunk, fd, offset, speed.check, runs)
         else:
-            _check_lines(chunk, fd, offset, chunk.seq, chunk.prev, deep)
+            _check_lines(chunk, fd, offset, chunk.seq, chunk.prev, deep, runs)
     finally:
         os.close(fd)
+    if runs is not None:
+        runs.flush()
+        chunk.runs = runs.done
     return chunk
 
 
-def _check_blocks(chunk: Chunk, fd: int, offset: int, check: Callable[..., tuple[int, int, bytes, list[int]]]) -> None:
+def _check_blocks(
+    chunk: Chunk,
+    fd: int,
+    offset: int,
+    check: Callable[..., tuple[int, int, bytes, list[int]]],
+    runs: Runs | None,
+) -> None:
     """Check as `_check_lines` does, most lines in compiled code: it stops at those that are not as due."""
     seq, checksum = chunk.seq, chunk.prev
     block, at = b"", 0
     while offset + at < chunk.end:
         if seq >= 0:
+            first, begin = seq, at
             at, count, found, controls = check(block, at, chunk.end - offset, seq, checksum.encode())
             seq, checksum = seq + count, found.decode()
             chunk.count += count
             for place in controls:
                 line = block[place : block.index(b"\n", place) + 1]
-                chunk.controls.append((offset + place, line.decode("utf-8", "replace")))
+                _control(chunk, offset + place, line, runs)
+            if runs is not None and count:
+                # The lines are right: each has its checksum there.
+                runs.add(first, [line[-66:-2].decode() for line in block[begin : at - 1].split(b"\n")])
             if offset + at >= chunk.end:
                 break
         end = block.find(b"\n", at) + 1
         if not end:
             more = pread(fd, BLOCK, offset + len(block))
             if len(block) - at + len(more) > MAX_LINE:
-                _check_lines(chunk, fd, offset + at, seq, checksum, None)
+                _check_lines(chunk, fd, offset + at, seq, checksum, None, runs)
                 return
             if more:
                 block, offset, at = block[at:] + more, offset + at, 0
@@ -99,12 +118,14 @@ def _check_blocks(chunk: Chunk, fd: int, offset: int, check: Callable[..., tuple
             if at == len(block):
                 break
         line = block[at : end or len(block)]
-        seq, checksum = _take_odd_line(chunk, offset + at, line, seq, checksum, None)
+        seq, checksum = _take_odd_line(chunk, offset + at, line, seq, checksum, None, runs)
         at += len(line)
     chunk.last_seq, chunk.last, chunk.stop = seq - 1, checksum, offset + at
 
 
-def _check_lines(chunk: Chunk, fd: int, offset: int, seq: int, checksum: str, deep: DeepCheck | None) -> None:
+def _check_lines(
+    chunk: Chunk, fd: int, offset: int, seq: int, checksum: str, deep: DeepCheck | None, runs: Runs | None
+) -> None:
     end = chunk.end
     digest = sha256
     for block in line_blocks(fd, offset):
@@ -119,11 +140,13 @@ def _check_lines(chunk: Chunk, fd: int, offset: int, seq: int, checksum: str, de
                 chunk.count += 1
                 # The first `","type":"` is the member: in a string before it the quotes would be escaped.
                 if line.startswith(b"otledger.", line.find(b'","type":"', 26) + 10):
-                    chunk.controls.append((offset, line.decode("utf-8", "replace")))
+                    _control(chunk, offset, line, runs)
+                if runs is not None:
+                    runs.add(seq - 1, [found])
                 if deep is not None:
                     _check_json(chunk, offset, line, seq - 1, deep)
             else:
-                seq, checksum = _take_odd_line(chunk, offset, line, seq, checksum, deep)
+                seq, checksum = _take_odd_line(chunk, offset, line, seq, checksum, deep, runs)
             offset += len(line)
         else:
             continue
@@ -132,7 +155,7 @@ def _check_lines(chunk: Chunk, fd: int, offset: int, seq: int, checksum: str, de
 
 
 def _take_odd_line(
-    chunk: Chunk, offset: int, line: bytes, seq: int, checksum: str, deep: DeepCheck | None
+    chunk: Chunk, offset: int, line: bytes, seq: int, checksum: str, deep: DeepCheck | None, runs: Runs | None
 ) -> tuple[int, str]:
     """Note what is odd about a line, or that it is a chunk's first. Gives what is due next, seen from it."""
     tail = check_line(line)
@@ -158,10 +181,20 @@ def _take_odd_line(
         _bad(chunk, offset, seq, f"prev of seq {seq} is not the checksum of the record before", "prev")
     chunk.count += 1
     if _CONTROL in line:
-        chunk.controls.append((offset, line.decode("utf-8", "replace")))
+        _control(chunk, offset, line, runs)
+    if runs is not None:
+        runs.add(tail.seq, [tail.checksum.decode()])
     if deep is not None:
         _check_json(chunk, offset, line, tail.seq, deep)
     return tail.seq + 1, tail.checksum.decode()
+
+
+def _control(chunk: Chunk, offset: int, line: bytes, runs: Runs | None) -> None:
+    chunk.controls.append((offset, line.decode("utf-8", "replace")))
+    if runs is not None:
+        size = (control_data(line, CHECKPOINT_TYPE) or {}).get("size")
+        if isinstance(size, int):
+            runs.cut(size)
 
 
 def _bad(chunk: Chunk, offset: int, seq: int, reason: str, kind: str) -> None:

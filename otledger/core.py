@@ -16,7 +16,9 @@ import orjson
 from opentelemetry import trace
 
 from otledger import provider, values, writers
+from otledger.ciphertext import Cipher
 from otledger.config import Config
+from otledger.encryption import KeyWanted, Sealer
 from otledger.errors import EventRefused, LedgerClosed, LedgerDamaged, QueueFull
 from otledger.journal import Resource
 from otledger.record import Draft, Encoder
@@ -30,11 +32,16 @@ BURST = 256
 """After so many events a task lets the others run: `emit` alone never suspends."""
 
 
+_TELLING = frozenset({"otlinvalid", "otlprocessor"})
+"""Marks whose text may quote the payload."""
+
+
 class Core:
     """What all views of one ledger share: settings, encoder, writer, processors, schemas. Records spans."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, sealer: Sealer | None = None) -> None:
         self.config = config
+        self.sealer = sealer
         # Absolute: the program may change its working folder.
         self.root = config.root.absolute()
         self.encoder = Encoder(config.machine, config.service)
@@ -89,7 +96,11 @@ class Core:
 
     # Events
 
-    def process(self, draft: Draft, members: str) -> tuple[str, bytes | None]:
+    def process(self, draft: Draft, members: str, *, wait: bool = True) -> tuple[str, bytes | None]:
+        """Give id and part of a draft, no part where a processor dropped it.
+
+        Raises `EventRefused`, and `KeyWanted` where `wait` is False and its key is not in memory.
+        """
         if members:
             found = orjson.loads("{" + members[1:] + "}")
             draft.traceparent, draft.tracestate = found.get("traceparent"), found.get("tracestate")
@@ -99,7 +110,33 @@ class Core:
         check = self.checks.get(kept.type)
         if check is not None and kept.data is not None:
             self._check(check, kept)
-        return self.encoder.draft(kept, time_ns())
+        return self.encode(kept, wait=wait)
+
+    def encode(self, draft: Draft, *, wait: bool = True) -> tuple[str, bytes]:
+        """Give id and part of a draft that processors and schemas have seen, encrypted where that is to be."""
+        sealer = self.sealer
+        name = None if sealer is None else sealer.name_for(draft)
+        if sealer is None or name is None:
+            return self.encoder.draft(draft, time_ns())
+        cipher = sealer.at_hand(name)
+        if cipher is None:
+            # No key is made for what cannot be stored.
+            self.encoder.draft(draft, 0)
+            if not wait:
+                kept = _copy(draft)
+                kept.time = time_ns() if draft.time is None else draft.time
+                raise KeyWanted(kept, name)
+            cipher = sealer.obtain(name)
+        for mark in _TELLING & draft.marks.keys():
+            # What raised or did not fit may be quoted there.
+            draft.marks[mark] = "the text is left out: the data is encrypted"
+        return self.encoder.draft(draft, time_ns(), cipher=cipher)
+
+    def cipher_at_hand(self, draft: Draft) -> Cipher | None:
+        """Give the key for an event that no processor is to see, where it is in memory."""
+        sealer = self.sealer
+        name = None if sealer is None else sealer.name_for(draft)
+        return None if sealer is None or name is None else sealer.at_hand(name)
 
     def _run_processors(self, draft: Draft) -> Draft | None:
         for processor in self.config.processors:

@@ -20,8 +20,9 @@ import msgspec
 
 from otledger.batch import MAX_LINE
 from otledger.config import check_machine
-from otledger.errors import ConfigurationError, FormatError
+from otledger.errors import ConfigurationError, FormatError, RootError
 from otledger.filter import Filter
+from otledger.keyring import Keyring
 from otledger.record import Record, parse
 from otledger.segment import (
     BLOCK,
@@ -87,8 +88,10 @@ class Follower:
         filter: Filter | None = None,
         *,
         machines: Sequence[str] | None = None,
+        keys: str | Path | None = None,
     ) -> None:
         self.root = Path(root)
+        self._opener = Keyring(keys)
         self._machines = None if machines is None else [check_machine(machine) for machine in machines]
         self._line_test, self._record_test = filter.compile() if filter is not None else (None, None)
         given = Cursor.parse(cursor) if isinstance(cursor, str) and cursor not in ("start", "end") else cursor
@@ -173,6 +176,8 @@ class Follower:
             raise FormatError(
                 f"{path}, offset {offset}: {error}; run: otledger verify", path=path, offset=offset
             ) from None
+        if record.subject is not None:
+            record.opener = self._opener
         return record if self._record_test is None or self._record_test(record) else None
 
 
@@ -182,9 +187,10 @@ def follow(
     filter: Filter | None = None,
     *,
     machines: Sequence[str] | None = None,
+    keys: str | Path | None = None,
 ) -> Follower:
     """Give an asynchronous iterator over records as they are written; see `Follower`."""
-    return Follower(root, cursor, filter, machines=machines)
+    return Follower(root, cursor, filter, machines=machines, keys=keys)
 
 
 @dataclass(slots=True)
@@ -235,7 +241,11 @@ class _Tail:
             while True:
                 # Looked up before reading: once a segment has a successor it does not grow any more.
                 following, end = self._following(folder)
-                found = self._read_segment(folder, end)
+                try:
+                    found = self._read_segment(folder, end)
+                except FileNotFoundError:
+                    self._pass_over(folder)
+                    continue
                 if found or following is None:
                     return found
                 self._begin(str(following))
@@ -250,6 +260,16 @@ class _Tail:
         here = SegmentName.parse(self.segment)
         end = next((piece.size for piece in pieces if piece.name == here), None)
         return next((piece.name for piece in pieces if here is None or piece.name > here), None), end
+
+    def _pass_over(self, folder: int) -> None:
+        """Go on behind a segment that was archived, where all of it had been read. Raises `RootError` elsewhere."""
+        first = next(iter(read_chain(folder, self.path).pieces), None)
+        header = None if first is None else first.header
+        if first is None or header is None or (header.previous, header.previous_size) != (self.segment, self.read_to):
+            path = self.path / self.segment
+            why = f"{path} is not there, and was read up to offset {self.read_to} only; if it is archived, copy it back"
+            raise RootError(f"{why}, or give another cursor", path=path, offset=self.read_to)
+        self._begin(str(first.name))
 
     def _read_segment(self, folder: int, end: int | None) -> list[tuple[int, bytes]]:
         if not self.segment:

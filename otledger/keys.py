@@ -154,7 +154,7 @@ class Signer:
             if self.memory() != basis:
                 raise Overtaken(f"{self.folder}: another process has signed meanwhile")
             settings = self.settings()
-            if settings.epoch and now - settings.began >= settings.epoch * 1e9:
+            if basis is not None and settings.epoch and now - settings.began >= settings.epoch * 1e9:
                 self._rotate(now)
             key = self.key()
             announced = (f"next {self._key('successor').verifier}",) if settings.epoch else ()
@@ -175,9 +175,12 @@ class Signer:
     def rotate(self, now: int) -> Begun:
         """Have another key sign from now on; the old private key is destroyed. Gives the data of its record.
 
-        The old key signs, over what was signed last, that the new one follows. Durable on return.
+        The old key signs, over what was signed last, that the new one follows. Durable on return. Raises
+        `ConfigurationError` where nothing was signed yet.
         """
         with self._locked():
+            if self.memory() is None:
+                raise ConfigurationError(f"{self.folder}: the key has signed nothing yet that another could follow on")
             return self._rotate(now)
 
     def unrecorded(self) -> list[Begun]:

@@ -16,6 +16,7 @@ from otledger import speed
 from otledger.config import Config, Durability, QueuePolicy, StartupCheck
 from otledger.context import current as current_context
 from otledger.core import Core, resource_attributes
+from otledger.encryption import KeyWanted, Policy, make_sealer
 from otledger.errors import ConfigurationError
 from otledger.journal import Receipt
 from otledger.processors import Processor
@@ -75,7 +76,10 @@ class View(BaseView):
             if made is not None:
                 own.put(made[1])
                 return made[0]
-        id, kept = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
+        if core.sealer is None:
+            id, kept = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
+        else:
+            id, kept = await self._encrypt(type, data, subject, source, ipc_hash, extensions, time, id)
         if kept is not None:
             own.put(kept)
         return id
@@ -100,13 +104,28 @@ class View(BaseView):
         own = self._core.writer
         if own.full and not await self._core.make_room(own):
             return None
-        id, part = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
+        if self._core.sealer is None:
+            id, part = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
+        else:
+            id, part = await self._encrypt(type, data, subject, source, ipc_hash, extensions, time, id)
         if part is None:
             return None
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Receipt] = loop.create_future()
         own.put_awaited(part, waiter, id, loop)
         return await waiter
+
+    async def _encrypt(self, *event: Any) -> tuple[str, bytes | None]:
+        """Do what `_encode` does; a key that has to be made or read meanwhile holds up nobody else."""
+        encode: Callable[..., tuple[str, bytes | None]] = self._encode
+        try:
+            return encode(*event, wait=False)
+        except KeyWanted as wanted:
+            draft, name = wanted.draft, wanted.name
+        core = self._core
+        assert core.sealer is not None
+        await _in_thread(functools.partial(core.sealer.obtain, name))
+        return core.encode(draft)
 
     async def flush(self) -> None:
         """Wait until everything accepted so far is durable. Raises `JournalError` if a write fails meanwhile."""
@@ -157,7 +176,7 @@ class _Opened:
     @property
     def reader(self) -> Reader:
         """A reader of the whole ledger, all machines."""
-        return Reader(self._core.root)
+        return Reader(self._core.root, keys=self._core.config.keys)
 
     def health(self) -> Health:
         """Give how the ledger is at this moment."""
@@ -177,8 +196,8 @@ class _Opened:
 class Ledger(View, _Opened):
     """A ledger in an asyncio program. Made by `otledger.open`; use it as `async with`, or await it and `aclose`."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(Core(config))
+    def __init__(self, config: Config, encrypt: Policy | None = None, cipher: str | None = None) -> None:
+        super().__init__(Core(config, make_sealer(encrypt, cipher, config)))
         self.startup_report = None
 
     async def __aenter__(self) -> Ledger:
@@ -203,8 +222,8 @@ class Ledger(View, _Opened):
 class SyncLedger(BaseView, _Opened):
     """A ledger in a program without asyncio. Made by `otledger.open_sync`; use it as `with`, or `close` it."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(Core(config))
+    def __init__(self, config: Config, encrypt: Policy | None = None, cipher: str | None = None) -> None:
+        super().__init__(Core(config, make_sealer(encrypt, cipher, config)))
         self.startup_report = self._core.open()
 
     def __enter__(self) -> SyncLedger:
@@ -298,24 +317,33 @@ def open(
     schemas: Mapping[str, Any] | None = None,
     queue_policy: QueuePolicy | None = None,
     check: StartupCheck | None = _NOT_GIVEN,
+    encrypt: Policy | None = None,
+    cipher: str | None = None,
     **settings: Any,
 ) -> Ledger:
     """Give a ledger for an asyncio program, opened by `async with` or `await`.
 
     All settings are those of `Config`, whose defaults hold where nothing is given and no `OTLEDGER_` variable
-    is set. Opening raises `RootError`, `FormatError`, and `LedgerDamaged` if `strict`.
+    is set. With `encrypt=otledger.by_subject` the data of events that have a subject is encrypted with a key for each
+    subject, by `cipher`: "ChaCha20-Poly1305", the default, or "AES-256-GCM"; see docs/erasure.md.
+    Opening raises `RootError`, `FormatError`, and `LedgerDamaged` if `strict`.
     Raises `ConfigurationError` at once for a setting that is not allowed.
     """
     given: dict[str, Any] = {"machine": machine, "service": service, "durability": durability, "processors": processors}
     given |= {"schemas": schemas, "queue_policy": queue_policy}
-    return Ledger(_resolve(root, check, given | settings))
+    return Ledger(_resolve(root, check, given | settings), encrypt, cipher)
 
 
 def open_sync(
-    root: str | Path | None = None, *, check: StartupCheck | None = _NOT_GIVEN, **settings: Any
+    root: str | Path | None = None,
+    *,
+    check: StartupCheck | None = _NOT_GIVEN,
+    encrypt: Policy | None = None,
+    cipher: str | None = None,
+    **settings: Any,
 ) -> SyncLedger:
     """Give an open ledger for a program without asyncio. Settings and errors are those of `open`."""
-    return SyncLedger(_resolve(root, check, settings))
+    return SyncLedger(_resolve(root, check, settings), encrypt, cipher)
 
 
 def _resolve(root: str | Path | None, check: StartupCheck | None, settings: dict[str, Any]) -> Config:

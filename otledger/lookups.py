@@ -21,6 +21,7 @@ from otledger.turns import TURN_GRACE, Turn, Turns, in_order, is_unlinked
 
 K = TypeVar("K", ReplayedSpan, Trace)
 
+SHREDDED_TYPE = "otledger.shredded"
 _ENOUGH = 10
 LOOKBACK = 3600.0
 """Seconds."""
@@ -202,6 +203,18 @@ class Lookups:
                 if len(found) == _ENOUGH:
                     break
         return list(found)
+
+    def shredded(self, *, machines: Sequence[str] | None = None, on_fault: OnFault | None = None) -> frozenset[str]:
+        """Give the ids of the keys that were destroyed on purpose: what they encrypted is erased for good.
+
+        Looks through the whole ledger for records of shreddings.
+        """
+        found: set[str] = set()
+        for record in self.records(Filter(type=SHREDDED_TYPE), machines=machines, on_fault=on_fault):
+            data = record.data
+            kids = data.get("kids") if isinstance(data, dict) else None
+            found.update(kid for kid in kids if isinstance(kid, str)) if isinstance(kids, list) else None
+        return frozenset(found)
 
     def _ended(self, doubtful: Sequence[ReplayedSpan], machines: Sequence[str] | None) -> set[tuple[str, str]]:
         """Give those of spans that have an end record somewhere: one that stands long before their start record."""

@@ -16,6 +16,7 @@ from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
 from otledger.hooks import OnFault, Progress
 from otledger.index import Index, Range, query_of
+from otledger.keyring import Keyring
 from otledger.lookups import Lookups
 from otledger.record import DECODE_ERRORS, Record, decode
 from otledger.replayed import ReplayedSpan, maybe_span_in
@@ -60,10 +61,21 @@ class Reader(Lookups):
     What names a trace, a turn, a span, an event or a time is looked up in an index (otledger/index.py), which is kept
     in the partitions' `.cache` as it is needed; nothing else is written, and with `index=False` nothing at all.
     `progress` is told of each reading how many bytes of the ledger were read or passed over, of how many.
+
+    Records whose data is encrypted give it in plain where the key is in the folder `keys`, by default `OTLEDGER_KEYS`
+    or this user's folder of keys. A key is looked for once: what is shredded later is seen by the next Reader.
     """
 
-    def __init__(self, root: str | Path, *, index: bool = True, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        index: bool = True,
+        progress: Progress | None = None,
+        keys: str | Path | None = None,
+    ) -> None:
         self.root = Path(root)
+        self._opener = Keyring(keys)
         self._index = index
         self._progress = progress
         self._heads: dict[str, Heads] = {}
@@ -86,7 +98,7 @@ class Reader(Lookups):
         A torn last line is no record and is passed over: its writer may be at work. Any other line that is no
         record raises `FormatError` with its place, or is handed to `on_fault` and passed over.
         """
-        found = self._read(decode, filter, machines, on_fault)
+        found = self._read(decode, filter, machines, on_fault, self._opener)
         return found if limit is None else islice(found, limit)
 
     def span_records(
@@ -101,10 +113,12 @@ class Reader(Lookups):
         filter: Filter | None,
         machines: Sequence[str] | None,
         on_fault: OnFault | None,
+        opener: Keyring | None = None,
     ) -> Iterator[R]:
         sources = list(self._sources(machines))
         passed = None if self._progress is None else _Passed(self._progress, sources)
-        streams = [self._of(decode, source, filter, on_fault, passed) for source in sources]
+        take = _Take(decode, filter, on_fault, opener)
+        streams = [self._of(take, source, filter, passed) for source in sources]
         return streams[0] if len(streams) == 1 else heapq.merge(*streams, key=_by_time)
 
     async def arecords(
@@ -145,7 +159,7 @@ class Reader(Lookups):
         """Iterate over records as they are written, without end; see `otledger.follow.Follower`."""
         from otledger.follow import follow
 
-        return follow(self.root, cursor, filter, machines=machines)
+        return follow(self.root, cursor, filter, machines=machines, keys=self._opener.keys)
 
     def sql(
         self,
@@ -177,15 +191,7 @@ class Reader(Lookups):
             finally:
                 os.close(fd)
 
-    def _of(
-        self,
-        decode: Callable[[bytes], R | None],
-        source: _Source,
-        filter: Filter | None,
-        on_fault: OnFault | None,
-        passed: _Passed | None,
-    ) -> Iterator[R]:
-        take = _Take(decode, filter, on_fault)
+    def _of(self, take: _Take[R], source: _Source, filter: Filter | None, passed: _Passed | None) -> Iterator[R]:
         places = self._places(source, filter)
         rare = filter.rare if filter is not None else None
         for piece in source.chain.pieces:
@@ -224,7 +230,7 @@ class Reader(Lookups):
     ) -> AsyncIterator[Record]:
         import aiofiles
 
-        take = _Take(decode, filter, on_fault)
+        take = _Take(decode, filter, on_fault, self._opener)
         places = self._places(source, filter)
         rare = filter.rare if filter is not None else None
         for piece in source.chain.pieces:
@@ -308,10 +314,20 @@ class _Places:
 
 
 class _Take(Generic[R]):
-    """Turns lines into the records that are wanted; `decode` makes them, and gives None for what is not wanted."""
+    """Turns lines into the records that are wanted; `decode` makes them, and gives None for what is not wanted.
 
-    def __init__(self, decode: Callable[[bytes], R | None], filter: Filter | None, on_fault: OnFault | None) -> None:
+    `opener`: what is handed to records that may be encrypted.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[bytes], R | None],
+        filter: Filter | None,
+        on_fault: OnFault | None,
+        opener: Keyring | None,
+    ) -> None:
         self._decode: Callable[[bytes], R | None] = decode
+        self._opener = opener
         self._line_test: Callable[[bytes], bool] | None = None
         self._record_test: Callable[[Any], bool] | None = None
         if filter is not None:
@@ -320,7 +336,7 @@ class _Take(Generic[R]):
 
     def from_block(self, source: _Source, piece: Piece, start: int, block: list[bytes]) -> Iterator[R]:
         """Give the wanted records of lines that follow each other from offset `start` on."""
-        decode, line_test, record_test = self._decode, self._line_test, self._record_test
+        decode, line_test, record_test, opener = self._decode, self._line_test, self._record_test, self._opener
         places = _Places(start, block)
         if block and not block[-1].endswith(b"\n"):
             # Torn, or a piece of a line that is too long.
@@ -328,6 +344,7 @@ class _Take(Generic[R]):
                 self._fault(source, piece, places, block[-1], ValueError("the line is too long"))
                 places = _Places(start, block)
             block = block[:-1]
+        record: Any
         for line in block if line_test is None else filter(line_test, block):
             try:
                 record = decode(line)
@@ -337,6 +354,8 @@ class _Take(Generic[R]):
             if record is None:
                 continue
             if record_test is None or record_test(record):
+                if opener is not None and record.subject is not None:
+                    record.opener = opener
                 yield record
 
     def _fault(self, source: _Source, piece: Piece, places: _Places, line: bytes, error: Exception) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time as _time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,8 @@ import msgspec
 
 from otledger import speed, values
 from otledger.batch import MAX_LINE, STAMP_ROOM, checksum_of
+from otledger.ciphertext import OPENING as CIPHERTEXT
+from otledger.ciphertext import Cipher, content_of
 from otledger.decoding import decoder
 from otledger.errors import EventRefused, FormatError
 from otledger.ids import event_prefix, event_rest
@@ -89,6 +91,9 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
     # Set after decoding; whatever a line may hold under this name is accepted first.
     line: Any = msgspec.field(default=b"", name="")
     """The line's bytes, with its LF."""
+    # Set after decoding too.
+    opener: Any = msgspec.field(default=None, name=" ")
+    """What knows keys (otledger/keyring.py), set by readers. Without it an encrypted payload stays as it is stored."""
 
     @property
     def raw(self) -> bytes:
@@ -97,9 +102,42 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
 
     @property
     def data(self) -> Any:
-        """The payload, with the values that JSON has no word for as they were (format, 3)."""
+        """The payload, with the values that JSON has no word for as they were (format, 3).
+
+        Of an encrypted one whose key is not at hand: the object `{"$enc": …}` that is stored.
+        """
         raw = self.raw
+        if raw.startswith(CIPHERTEXT):
+            return self._open(raw)[1]
         return values.loads(raw) if raw else None
+
+    @property
+    def kid(self) -> str | None:
+        """The id of the key under which the payload is encrypted; None where it is not."""
+        raw = self.raw
+        content = content_of(_read(raw)) if raw.startswith(CIPHERTEXT) else None
+        return None if content is None else str(content["kid"])
+
+    @property
+    def plain(self) -> bytes | None:
+        """The payload's JSON as it was before encryption; None where it is encrypted and the key is not at hand."""
+        raw = self.raw
+        return self._open(raw)[0] if raw.startswith(CIPHERTEXT) else raw
+
+    def _open(self, raw: bytes) -> tuple[bytes | None, Any]:
+        """Give an encrypted payload's JSON, None where it cannot be had, and its value or else what is stored."""
+        stored = values.loads(raw)
+        content = content_of(stored)
+        if content is None:
+            # Another program's, which only looks like it.
+            return raw, stored
+        if self.opener is None or self.subject is None:
+            return None, stored
+        plain = self.opener.open(content, id=self.id, type=self.type, subject=self.subject)
+        try:
+            return (None, stored) if plain is None else (plain, values.loads(plain))
+        except DECODE_ERRORS:
+            return None, stored
 
     @property
     def checksum(self) -> str:
@@ -166,6 +204,15 @@ class Record(msgspec.Struct, gc=False, kw_only=True):
 
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _read(raw: bytes) -> Any:
+    try:
+        return values.loads(raw)
+    except DECODE_ERRORS:
+        return None
+
+
 _decode = msgspec.json.Decoder(Record).decode
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -177,6 +224,7 @@ def decode_plainly(line: bytes) -> Record:
         line.decode()
     record = _decode(line)
     record.line = line
+    record.opener = None
     return record
 
 
@@ -252,7 +300,7 @@ _YEAR_10000 = 253_402_300_800_000_000_000
 
 def check_type(name: object) -> str:
     """Give a caller's type back, or raise `EventRefused`, which says what is allowed."""
-    text = _check_text("type", name)
+    text = check_text("type", name)
     if text.startswith(RESERVED_TYPES):
         raise EventRefused(f"type {name!r} is reserved: types beginning with 'otledger.' or 'otel.' are otledger's own")
     return text
@@ -280,10 +328,11 @@ def _check_value(name: str, value: object) -> None:
     elif not isinstance(value, str):
         raise EventRefused(f"{name!r} is of type {type(value).__name__}: allowed are str, bool and int")
     else:
-        _check_text(repr(name), value, empty=True)
+        check_text(repr(name), value, empty=True)
 
 
-def _check_text(what: str, text: object, *, empty: bool = False) -> str:
+def check_text(what: str, text: object, *, empty: bool = False) -> str:
+    """Give a text back, or raise `EventRefused` if it is none that a record may have as a member."""
     if not isinstance(text, str):
         raise EventRefused(f"{what} is of type {type(text).__name__}: it must be a str")
     if not text and not empty:
@@ -321,7 +370,7 @@ class Encoder:
 
     def __init__(self, machine: str, service: str) -> None:
         self.source = f"/{machine}/{service}"
-        _check_text("service", service)
+        check_text("service", service)
         self._machine = _member("machine", machine)
         self.before = f'Z"{self._machine}'
         """What stands between time and payload of an event without more."""
@@ -342,11 +391,12 @@ class Encoder:
         ipc_hash: str | None = None,
         members: str = "",
         extensions: Mapping[str, Extension] | None = None,
+        cipher: Cipher | None = None,
     ) -> tuple[str, bytes]:
         """Give id and part of an event that happened at `ns`; None: now.
 
         `members` are encoded ones, for the trace that it belongs to. The payload is copied: what the caller
-        changes in it later does not count.
+        changes in it later does not count. With `cipher` it is encrypted, and the event needs a subject.
         Raises `EventRefused` if a name, the size or the depth is not allowed.
         """
         key = type if source is None else (type, source)
@@ -358,21 +408,29 @@ class Encoder:
         before = self.before
         if members or extensions or subject is not None or ipc_hash is not None:
             before = f'Z"{self._tail(subject, ipc_hash, members, extensions)}'
-        if speed.event is not None:
+        seal = None
+        if cipher is not None and data is not None:
+            seal = functools.partial(cipher.seal, type=type, subject=check_text("subject", subject))
+        elif speed.event is not None:
             made = speed.event(self.heads, key, before, data, ns)
             if made is not None:
                 return made
-        return self._assemble(head, before, data, now_ns() if ns is None else ns)
+        return self._assemble(head, before, data, now_ns() if ns is None else ns, seal)
 
-    def _assemble(self, head: str, before: str, data: Any, ns: int) -> tuple[str, bytes]:
+    def _assemble(
+        self, head: str, before: str, data: Any, ns: int, seal: Callable[..., bytes] | None
+    ) -> tuple[str, bytes]:
         millisecond, prefix, text = self._instant
         if ns // 1_000_000 != millisecond:
             prefix, text = self._note_instant(ns)
         id = prefix + event_rest()
-        try:
-            payload = f',"data":{encode(data, self.on_repr).decode()}' if data is not None else ""
-        except values.TooDeep as error:
-            raise EventRefused(f"data cannot be stored: {error}") from None
+        payload = ""
+        if data is not None:
+            try:
+                raw = encode(data, self.on_repr)
+            except values.TooDeep as error:
+                raise EventRefused(f"data cannot be stored: {error}") from None
+            payload = f',"data":{(raw if seal is None else seal(raw, id=id)).decode()}'
         part = f"{OPENING}{id}{head}{text}{ns % 1_000_000:06d}{before}{payload}".encode()
         if len(part) > _MAX_PART:
             raise _too_large(part)
@@ -383,9 +441,9 @@ class Encoder:
     ) -> str:
         tail = self._machine
         if subject is not None:
-            tail = _member("subject", _check_text("subject", subject)) + tail
+            tail = _member("subject", check_text("subject", subject)) + tail
         if ipc_hash is not None:
-            tail += _member("ipchash", _check_text("ipc_hash", ipc_hash))
+            tail += _member("ipchash", check_text("ipc_hash", ipc_hash))
         tail += members
         if extensions:
             check_extensions(extensions)
@@ -393,27 +451,30 @@ class Encoder:
                 tail += _member(name, value)
         return tail
 
-    def draft(self, draft: Draft, ns: int, *, reserved: bool = False) -> tuple[str, bytes]:
+    def draft(
+        self, draft: Draft, ns: int, *, reserved: bool = False, cipher: Cipher | None = None
+    ) -> tuple[str, bytes]:
         """Give id and part of a draft; `ns` is the time of append, used where the draft's own is no instant.
 
-        `reserved` allows otledger's own types and marks. Raises `EventRefused`.
+        `reserved` allows otledger's own types and marks; with `cipher` the payload is encrypted, and needs a subject.
+        Raises `EventRefused`.
         """
         when = parse_time(draft.time) if isinstance(draft.time, str) else draft.time
         time = format_time(when if isinstance(when, int) and not isinstance(when, bool) else ns)
-        id = event_prefix(ns // 1_000_000) + event_rest() if draft.id is None else _check_text("id", draft.id)
-        type = _check_text("type", draft.type) if reserved else check_type(draft.type)
+        id = event_prefix(ns // 1_000_000) + event_rest() if draft.id is None else check_text("id", draft.id)
+        type = check_text("type", draft.type) if reserved else check_type(draft.type)
         check_extensions(draft.extensions)
         members = [
             '{"specversion":"1.0"',
             _member("id", id),
-            _member("source", _check_text("source", self.source if draft.source is None else draft.source)),
+            _member("source", check_text("source", self.source if draft.source is None else draft.source)),
             _member("type", type),
             _member("time", time),
         ]
         for name in ("datacontenttype", "dataschema", "subject"):
             value = getattr(draft, name)
             if value is not None:
-                members.append(_member(name, _check_text(name, value)))
+                members.append(_member(name, check_text(name, value)))
         members.append(self._machine)
         for name, value in (
             ("ipchash", draft.ipc_hash),
@@ -422,7 +483,7 @@ class Encoder:
             ("tracestate", draft.tracestate if draft.tracestate and len(draft.tracestate) <= MAX_NAME else None),
         ):
             if value is not None:
-                members.append(_member(name, _check_text(name, value)))
+                members.append(_member(name, check_text(name, value)))
         members += [_member(name, value) for name, value in draft.extensions.items()]
         for name, value in draft.marks.items():
             if not _EXTENSION_NAME.fullmatch(name) or not name.startswith(RESERVED_PREFIXES):
@@ -432,9 +493,12 @@ class Encoder:
             members.append(_member(name, value))
         if draft.data is not None:
             try:
-                members.append(f',"data":{values.encode(draft.data, self.on_repr).decode()}')
+                payload = values.encode(draft.data, self.on_repr)
             except values.TooDeep as error:
                 raise EventRefused(f"data cannot be stored: {error}") from None
+            if cipher is not None:
+                payload = cipher.seal(payload, id=id, type=type, subject=check_text("subject", draft.subject))
+            members.append(f',"data":{payload.decode()}')
         part = "".join(members).encode()
         if len(part) > _MAX_PART:
             raise _too_large(part)
@@ -469,7 +533,7 @@ class Encoder:
         self.reprs += 1
 
     def _head(self, type: str, source: str | None, key: Any) -> str:
-        where = self.source if source is None else _check_text("source", source)
+        where = self.source if source is None else check_text("source", source)
         head = self._make_head(check_type(type), where)
         if len(self.heads) >= self._REMEMBERED:
             self.heads.clear()

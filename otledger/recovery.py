@@ -121,18 +121,25 @@ def inspect(dir_fd: int, path: Path, chain: Chain, state: State | None) -> Inspe
         anchor, checkpoint = find_anchor(dir_fd, path, chain)
         found = _check_from(dir_fd, path, chain, anchor, synced=checkpoint[0])
     found = replace(found, checkpoint_size=checkpoint[0], checkpoint_seq=checkpoint[1])
-    return found if state is None else _with_lost(found, state)
+    return found if state is None else _with_lost(dir_fd, path, chain, found, state)
 
 
-def _with_lost(found: Inspection, state: State) -> Inspection:
+def _with_lost(dir_fd: int, path: Path, chain: Chain, found: Inspection, state: State) -> Inspection:
     """Hold what was found against what was acknowledged in this boot: more than there is, is damage.
 
-    Its numbers are not given out again: the next record follows the last acknowledged one.
+    Its numbers are not given out again: the next record follows the last acknowledged one. Where there is more, and
+    another record has the last one's number, the files were replaced by those of another writer: that is a fork.
     """
     place = found.place
     head = state.head.encode()
-    if not state.seq or (place is not None and (place.seq > state.seq or (place.seq, place.prev) == (state.seq, head))):
+    if not state.seq or (place is not None and (place.seq, place.prev) == (state.seq, head)):
         return found
+    if place is not None and place.seq > state.seq:
+        last = len(chain.pieces) - 1
+        if found.finding or _locate(dir_fd, path, chain, last, place.offset, state.seq - 1, head) is not None:
+            return found
+        reason = f"the acknowledged record of seq {state.seq - 1} is gone, and another one has its number"
+        return replace(found, finding=Finding("fork", place.segment, place.offset, place.seq, reason))
     segment = _name(state.segment)
     if place is not None and place.seq == state.seq:
         reason = f"the last acknowledged record, seq {state.seq - 1}, is not the one that was written"
@@ -217,13 +224,18 @@ def find_anchor(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int
                 return place, (size, tail.seq)
             wrong += 1
             if wrong == MOST_WRONG:
-                return _beginning(chain)
-    return _beginning(chain)
+                return _beginning(dir_fd, path, chain)
+    return _beginning(dir_fd, path, chain)
 
 
-def _beginning(chain: Chain) -> tuple[Place, tuple[int, int]]:
+def _beginning(dir_fd: int, path: Path, chain: Chain) -> tuple[Place, tuple[int, int]]:
     first = chain.pieces[0]
-    return Place(first.name, 0, first.header.seq if first.header else 0, ZEROS), (0, -1)
+    seq, prev = first.header.seq if first.header else 0, ZEROS
+    if seq:
+        # What was before it is not there, and may be archived: its own first record tells what it follows.
+        tail = _tail_at(dir_fd, path, first.name, 0)
+        prev = prev if tail is None else tail.prev
+    return Place(first.name, 0, seq, prev), (0, -1)
 
 
 def _checkpoints(dir_fd: int, path: Path, piece: Piece) -> Iterator[tuple[int, Tail, int, bytes]]:

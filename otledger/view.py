@@ -52,8 +52,9 @@ class BaseView:
         extensions: Mapping[str, Extension] | None,
         time: int | str | None,
         id: str | None,
+        wait: bool = True,
     ) -> tuple[str, bytes | None]:
-        """Give id and part of an event; no part where a processor dropped it."""
+        """Give id and part of an event; no part where a processor dropped it. `wait` as in `Core.process`."""
         core = self._core
         members = ""
         if self._bound:
@@ -65,8 +66,11 @@ class BaseView:
         if context:
             ipc_hash = ctx.current_turn(context) if ipc_hash is None else ipc_hash
             members = _span_members(context)
-        if core.slow or time is not None or id is not None:
-            return core.process(Draft(type, data, subject, source, ipc_hash, dict(extensions or {}), time, id), members)
+        if core.slow or time is not None or id is not None or (core.sealer is not None and subject is not None):
+            draft = Draft(type, data, subject, source, ipc_hash, dict(extensions or {}), time, id)
+            if core.slow or time is not None or id is not None or (cipher := core.cipher_at_hand(draft)) is None:
+                return core.process(draft, members, wait=wait)
+            return core.encoder.event(type, data, None, source, subject, ipc_hash, members, extensions, cipher)
         return core.encoder.event(type, data, None, source, subject, ipc_hash, members, extensions)
 
     def emit_nowait(
@@ -83,6 +87,7 @@ class BaseView:
     ) -> str:
         """Queue an event from any thread or callback, without waiting. Gives its id, empty if dropped.
 
+        Only for the first event of a subject whose data is encrypted it waits for the disk to have the key.
         Raises `EventRefused`, `LedgerClosed`, `LowSpace`, and `QueueFull` at once where there is no place.
         """
         core = self._core

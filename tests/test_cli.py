@@ -148,22 +148,11 @@ def test_the_help_lists_the_commands_in_their_order(cli: Run) -> None:
     done = cli()
     assert done.returncode == 0
     assert done.stdout == cli("--help").stdout
-    listed = re.findall(r"^  ([a-z]+) ", done.stdout.partition("Commands:")[2], re.MULTILINE)
+    listed = re.findall(r"^  ([a-z][a-z-]+) ", done.stdout.partition("Commands:")[2], re.MULTILINE)
     assert listed == [
         *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest", "sql"),
-        *(
-            "verify",
-            "repair",
-            "keys",
-            "machines",
-            "doctor",
-            "index",
-            "compact",
-            "replay",
-            "receive",
-            "import",
-            "export",
-        ),
+        *("verify", "prove", "verify-proof", "witness", "archive", "repair", "keys", "machines", "doctor", "git"),
+        *("index", "compact", "replay", "receive", "import", "export"),
     ]
 
 
@@ -190,7 +179,7 @@ def test_import_otledger_does_not_import_typer() -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("otledger ver", "verify"), ("otledger import ev", "evledger"), ("otledger show --li", "--limit")],
+    [("otledger mac", "machines"), ("otledger import ev", "evledger"), ("otledger show --li", "--limit")],
 )
 def test_completion_of_names(cli: Run, words: str, expected: str) -> None:
     at = str(len(words.split()) - 1)

@@ -48,6 +48,7 @@ PUBLIC = {
     "Status",
     "SyncLedger",
     "__version__",
+    "by_subject",
     "ipc_hash",
     "open",
     "open_sync",

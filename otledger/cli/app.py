@@ -29,7 +29,8 @@ class Failed(Exception):
 
 ORDER = (
     *("demo", "log", "show", "tail", "trace", "spans", "turn", "turns", "pairs", "stats", "digest", "sql"),
-    *("verify", "repair", "keys", "machines", "doctor", "index", "compact", "replay", "receive", "import", "export"),
+    *("verify", "prove", "verify-proof", "witness", "archive", "repair", "keys", "machines", "doctor", "git"),
+    *("index", "compact", "replay", "receive", "import", "export"),
 )
 """The commands as the help lists them."""
 OWN = frozenset(ORDER) - {"replay", "receive", "import", "export"}

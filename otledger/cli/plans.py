@@ -1,10 +1,11 @@
-"""What recovery would do or did, for people."""
+"""What recovery or an archive would do or did, for people."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
 
+from otledger.archive import MachinePlan
 from otledger.cli.output import Paint, counted, safe, size_text
 from otledger.cli.report import coloured
 from otledger.repair import Around, Left, Plan, Step
@@ -30,6 +31,22 @@ def plan_lines(plans: Sequence[Plan], *, done: bool) -> Iterator[str]:
         yield f"{counted(steps, 'step')} to do, and nothing was written; do it by: otledger repair --yes"
     elif not steps and not left_over:
         yield paint.green("nothing to do")
+
+
+def archive_lines(plans: Sequence[MachinePlan], destination: str, *, done: bool) -> Iterator[str]:
+    """Give the segments of each machine, and what to do next."""
+    paint = Paint(sys.stdout)
+    for plan in plans:
+        for move in plan.moves:
+            what = f"{move.segment}, {size_text(move.size)}, records {move.first:,} to {move.last:,}"
+            if move.copied and not done:
+                what += ", of which an earlier run has made the copy"
+            yield f"{safe(plan.machine)}  {paint.yellow('moved' if done else 'would move')}  {what}"
+    moves = sum(len(plan.moves) for plan in plans)
+    if not moves:
+        yield paint.green("nothing to do")
+    elif not done:
+        yield f"{counted(moves, 'segment')} to move to {safe(destination)}, and nothing was written; do it by: --yes"
 
 
 def _step(step: Step) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from otledger.cli.app import CORRUPT, NO_MATCH, OK
 from otledger.cli.back import Since, end_cursor, newest
+from otledger.cli.marks import Marks
 from otledger.cli.output import Paint, clear_bar, note, safe_json
 from otledger.cli.render import Renderer
 from otledger.errors import FormatError
 from otledger.filter import Filter
 from otledger.follow import Cursor
+from otledger.keyring import Keyring
 from otledger.record import Record
 
 Key = tuple[str, int, str]
@@ -23,10 +25,11 @@ FAULTS_SHOWN = 100
 class Printer:
     """Writes records to stdout and faults to stderr, and knows the exit code that follows from them."""
 
-    def __init__(self, *, json: bool, long: bool, raw: bool) -> None:
+    def __init__(self, *, json: bool, long: bool, raw: bool, root: Path | None = None) -> None:
         self._json = json
         self._raw = raw or not sys.stdout.isatty()
-        self._renderer = Renderer(Paint(sys.stdout), long=long, raw=raw)
+        self._opener = Keyring()
+        self._renderer = Renderer(Paint(sys.stdout), long=long, raw=raw, mark=Marks(root).of)
         self.records = 0
         self.faults = 0
 
@@ -35,6 +38,7 @@ class Printer:
         self.records += 1
         clear_bar()
         if not self._json:
+            record.opener = self._opener
             sys.stdout.write(self._renderer.line(record) + "\n")
         elif self._raw:
             sys.stdout.buffer.write(record.line)

@@ -49,7 +49,7 @@ def show(
         control=all, id=id, span=span,
     )  # fmt: skip
     machines = opt.once(machine)
-    printer = Printer(json=json, long=long, raw=raw)
+    printer = Printer(json=json, long=long, raw=raw, root=folder)
     if limit is None:
         with Progress("show") as progress:
             printer.all(Reader(folder, progress=progress).records(filter, machines=machines, on_fault=printer.fault))
@@ -103,7 +103,7 @@ def tail(
         control=all,
     )  # fmt: skip
     machines = opt.once(machine)
-    printer = Printer(json=json, long=long, raw=raw)
+    printer = Printer(json=json, long=long, raw=raw, root=folder)
     keeper = CursorFile(cursor) if cursor is not None else None
     kept = keeper.load() if keeper is not None else None
     position, seen = begin(folder, lines, kept, filter, machines, printer)

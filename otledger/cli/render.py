@@ -14,9 +14,13 @@ HASH_SHOWN = 12
 
 
 class Renderer:
-    """Makes lines of text of records. `long` shows ids, hashes and times in full, `raw` escapes nothing."""
+    """Makes lines of text of records. `long` shows ids, hashes and times in full, `raw` escapes nothing.
 
-    def __init__(self, paint: Paint, *, long: bool = False, raw: bool = False) -> None:
+    `mark` gives what stands for a payload that is encrypted, and whose key is not at hand.
+    """
+
+    def __init__(self, paint: Paint, *, mark: Callable[[Record], str], long: bool = False, raw: bool = False) -> None:
+        self._mark = mark
         self._paint = paint
         self._long = long
         self._safe: Callable[[str], str] = str if raw else safe
@@ -43,7 +47,9 @@ class Renderer:
     def _payload(self, record: Record) -> list[str]:
         if record.type in ("otel.span.start", "otel.span.end"):
             return self._span(record)
-        raw = bytes(record.raw)
+        raw = record.plain
+        if raw is None:
+            return [self._paint.yellow(self._mark(record))]
         return [self._safe(_cut(raw))] if raw else []
 
     def _span(self, record: Record) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from otledger.cli.app import NO_MATCH, REFUSED, Failed
+from otledger.cli.marks import Marks
 from otledger.cli.output import Paint, Progress, counted, duration_text, note, out, out_json, safe, safe_json
 from otledger.cli.printing import Printer
 from otledger.cli.waterfall import moment, turn_lines, waterfall
@@ -157,7 +158,7 @@ def show_turn(root: Path, given: str, machines: list[str] | None, expect: Sequen
         return printer.code
     paint = Paint(sys.stdout)
     out(_turn_line(turn, paint, long=True))
-    for line in turn_lines(turn):
+    for line in turn_lines(turn, Marks(root).of):
         out(line)
     return printer.code
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import orjson
 
@@ -140,12 +140,15 @@ class _Drawing:
                     yield f"{self._event(0, record)}  {safe(f'span {span_id} is not here')}"
 
 
-def turn_lines(turn: Turn) -> Iterator[str]:
-    """Give a turn as lines in the order of time, what happened inside a span indented under it."""
+def turn_lines(turn: Turn, mark: Callable[[Record], str] | None = None) -> Iterator[str]:
+    """Give a turn as lines in the order of time, what happened inside a span indented under it.
+
+    `mark` gives what stands for a payload that is encrypted, and whose key is not at hand.
+    """
     spans = {span.span_id: span for span in turn.spans}
     told = [record for record in turn.records if record.type not in (START_TYPE, END_TYPE)]
     entries = [_span_entry(span, spans) for span in turn.spans]
-    entries += [_record_entry(record, spans) for record in told]
+    entries += [_record_entry(record, spans, mark) for record in told]
     entries.sort(key=lambda entry: entry[:2])
     for at, depth, text in entries:
         yield f"{(at - entries[0][0]) / 1e6:8.1f} ms  {'  ' * min(depth, DEEPEST)}{safe(text)}"
@@ -158,7 +161,11 @@ def _span_entry(span: ReplayedSpan, spans: dict[str, ReplayedSpan]) -> tuple[int
     return span.start, _depth(span.span_id, spans) - 1, f"[{span.name}, {lasted}{failed}] {attributes}".rstrip()
 
 
-def _record_entry(record: Record, spans: dict[str, ReplayedSpan]) -> tuple[int, int, str]:
+def _record_entry(
+    record: Record, spans: dict[str, ReplayedSpan], mark: Callable[[Record], str] | None
+) -> tuple[int, int, str]:
+    if mark is not None and record.plain is None:
+        return record.time_ns, _depth(record.span_id, spans), f"{record.type}  {mark(record)}"
     data = record.data
     told = data.get("text") if isinstance(data, dict) and len(data) == 1 else None
     text = f"“{told}”" if told else orjson.dumps(data, default=str).decode()

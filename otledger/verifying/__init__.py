@@ -1,0 +1,1 @@
+"""The parts of `otledger.verifier`, each of which checks one thing about a partition."""
