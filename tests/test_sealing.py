@@ -820,7 +820,7 @@ def test_memory_is_durable_before_a_note_is_published(
     monkeypatch.undo()
     published = max(at for at, what in enumerate(done) if what.startswith("write"))
     ledger = raw(settings["root"])[0]["data"]["ledger"]
-    steps = ["fsync .signed.new", "rename signed", f"fsync {ledger}"]
+    steps = ["fsync .unfinished", "rename signed", f"fsync {ledger}"]
     at = [done.index(step) for step in steps]
     assert at == sorted(at)
     assert at[-1] < published
