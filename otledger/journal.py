@@ -90,8 +90,15 @@ class Journal(Recovering):
         return receipts
 
     def write(self, batch: Batch, *, timeout: float | None = None, on_wait: Callable[[], None] | None = None) -> Ack:
-        """Append encoded parts. Gives an `Ack`; raises `JournalError` or `RootError` if nothing was written."""
+        """Append encoded parts. Gives an `Ack`; raises `JournalError` or `RootError` if nothing was written.
+
+        Parts that are handed in again, after an error, are not written twice where another process has kept them.
+        The `Ack` is of these alone then, and of what is behind them nothing is written yet.
+        """
         with self._mutex, self._locked(timeout, on_wait):
+            kept = self._kept_by_others(batch)
+            if kept is not None:
+                return kept
             self._cut_if_due()
             ack = self._put(batch)
             if ack.error is not None and isinstance(ack.error, SyncFailed):

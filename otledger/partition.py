@@ -12,6 +12,7 @@ import os
 import uuid
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -50,6 +51,17 @@ PATIENCE = 10
 """After so many intervals without a checkpoint from beside them the batches bring one of their own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Uncut:
+    """A batch that is in a segment, and is not to be there: it made it `end` bytes long, and it shall have `size`."""
+
+    segment: str
+    size: int
+    end: int
+    parts: Sequence[bytes]
+    """Those of the batch whose lines are whole."""
+
+
 class Partition:
     """The open files of one machine's partition, and the state that its segments are in.
 
@@ -83,8 +95,10 @@ class Partition:
         self._known: set[str] = set()
         self._own_failed: tuple[str, int] | None = None
         self._claim: int | None = None
-        self._uncut: tuple[str, int, int] | None = None
-        """Segment, size to cut it to, and size that it had, where a cut has failed."""
+        self._uncut: Uncut | None = None
+        """What could be neither acknowledged nor cut off."""
+        self._taken: Uncut | None = None
+        """What another process took for written of it."""
         self._wrote = False
         self._rivals: set[str] = set()
         """Other hosts that wrote here since we did."""
@@ -264,7 +278,8 @@ class Partition:
         except OSError:
             # Not all of it is there, or `.lock` cannot be written: what another process would not know of must not
             # be there.
-            self._uncut = str(self._name), before, file_size(self._fd)
+            left = batch.parts[: max(0, len(lines_written) - len(own))]
+            self._uncut = Uncut(str(self._name), before, file_size(self._fd), left)
             self._cut_back()
             raise
         self._wrote = True
@@ -340,12 +355,18 @@ class Partition:
         """
         if self._uncut is None:
             return
-        name, size, end = self._uncut
+        assert self._lock is not None
+        uncut, state = self._uncut, self._lock.read()
         with contextlib.suppress(FileNotFoundError):
-            fd = open_segment(self._dir_fd, name, os.O_RDWR, shown=self.path)
+            fd = open_segment(self._dir_fd, uncut.segment, os.O_RDWR, shown=self.path)
             try:
-                if file_size(fd) == end:
-                    os.ftruncate(fd, size)
+                # Who takes it for written says so in `.lock`, and need not write to the segment.
+                if file_size(fd) == uncut.end and (
+                    state is None or (state.segment, state.acked) == (uncut.segment, uncut.size)
+                ):
+                    os.ftruncate(fd, uncut.size)
+                elif uncut.parts:
+                    self._taken = uncut
             finally:
                 os.close(fd)
         self._uncut = None

@@ -15,10 +15,10 @@ from otledger import identity, quarantine, record
 from otledger.batch import ZEROS, Tail, caller_part, has_type
 from otledger.errors import FormatError
 from otledger.folder import sync_folder
-from otledger.handover import dumps
+from otledger.handover import Ack, Batch, dumps
 from otledger.lock import State
 from otledger.partition import Partition
-from otledger.recovery import Finding, Place, find_rival, inspect, is_synced_end, way_on
+from otledger.recovery import Finding, Place, find_parts, find_rival, inspect, is_synced_end, way_on
 from otledger.segment import (
     CHECKPOINT_TYPE,
     HEADER_TYPE,
@@ -142,6 +142,18 @@ class Recovering(Partition):
         if kept is not None and finding is not None:
             self._write_recovery(place, *kept, finding.reason, finding.records)
 
+    def _kept_by_others(self, batch: Batch) -> Ack | None:
+        """Acknowledge what another process took for written of this batch, when it could not be cut off."""
+        taken = self._taken
+        if taken is None or list(batch.parts[: len(taken.parts)]) != list(taken.parts):
+            self._taken = None
+            return None
+        found = find_parts(self._dir_fd, self.path, taken.segment, taken.size, taken.parts)
+        if found is not None and self.config.durability == "disk" and self._state.synced != self._state.acked:
+            self._sync()
+        self._taken = None
+        return None if found is None else Ack(len(taken.parts), *found)
+
     def _size_of(self, name: SegmentName) -> int:
         fd = open_segment(self._dir_fd, name, shown=self.path)
         try:
@@ -224,6 +236,9 @@ class Recovering(Partition):
             self._write_recovery(Place(name, 0, 0, b""), size, kept, "no valid record in the segment", None)
 
     def _report(self, finding: Finding) -> None:
+        if finding in self.findings[-1:]:
+            # What keeps it from being mended is told by whoever tries.
+            return
         self.findings.append(finding)
         level = logging.WARNING if finding.kind == "residue" else logging.CRITICAL
         log.log(level, "%s: %s", self.path, finding)

@@ -6,12 +6,12 @@ Only reads. The journal acts on what is returned.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from otledger.batch import ZEROS, Tail, check_line
+from otledger.batch import ZEROS, Tail, caller_part, check_line
 from otledger.lock import State
 from otledger.segment import (
     CHECKPOINT_TYPE,
@@ -28,6 +28,7 @@ from otledger.segment import (
     line_at,
     lines,
     open_segment,
+    read_chain,
 )
 
 MOST_WRONG = 20
@@ -371,3 +372,30 @@ class _Walk:
                 place = self.behind[-1]
         finding = Finding(kind, bad.segment, bad.offset, bad.seq, bad.reason, records)
         return Inspection(place, finding, self.synced)
+
+
+def find_parts(
+    dir_fd: int, path: Path, segment: str, offset: int, parts: Sequence[bytes]
+) -> tuple[int, str, list[bytes]] | None:
+    """Look for records made of these parts, one behind the other, from this place on: in the segment or a later one.
+
+    Gives the number of the first, their segment and their lines.
+    """
+    for piece in read_chain(dir_fd, path).pieces:
+        name = str(piece.name)
+        if piece.name < (SegmentName.parse(segment) or piece.name):
+            continue
+        fd = open_segment(dir_fd, name, shown=path)
+        try:
+            found: list[bytes] = []
+            for _, line in lines(fd, offset if name == segment else 0, piece.size):
+                tail = check_line(line)
+                if tail is None or caller_part(tail) != parts[len(found)]:
+                    found = []
+                    continue
+                found.append(line)
+                if len(found) == len(parts):
+                    return tail.seq - len(parts) + 1, name, found
+        finally:
+            os.close(fd)
+    return None

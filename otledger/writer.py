@@ -126,7 +126,7 @@ class Writer:
         self._watch: threading.Thread | None = None
         self._refusing: LowSpace | None = None
         self._space_checked = 0.0
-        self._synced = time.monotonic()
+        self._sync_at = time.monotonic() + self.config.sync_interval
         self._unsynced = False
         self._busy_since = 0.0
         self._taken = self._written = self._durable = self._dropped = 0
@@ -475,7 +475,7 @@ class Writer:
     def _idle_time(self) -> float | None:
         if self._refusing is not None:
             return SPACE_INTERVAL
-        return max(0.0, self._synced + self.config.sync_interval - time.monotonic()) if self._unsynced else None
+        return max(0.0, self._sync_at - time.monotonic()) if self._unsynced else None
 
     def _take(self) -> tuple[Batch, list[tuple[int, str, Any]], list[StartPart]]:
         spans = self._take_spans()
@@ -597,10 +597,13 @@ class Writer:
             self._recovered()
 
     def _sync_if_due(self) -> None:
-        if self._unsynced and time.monotonic() - self._synced >= self.config.sync_interval:
+        if self._unsynced and time.monotonic() >= self._sync_at:
+            interval = self.config.sync_interval
+            # Where it fails it is tried again after a pause, like a write.
+            self._sync_at = time.monotonic() + max(interval, self._pause)
             self.journal.sync()
             self._unsynced = False
-            self._synced = time.monotonic()
+            self._sync_at = time.monotonic() + interval
 
     def _settle(
         self, batch: Batch, ack: Ack | None, error: BaseException | None, waiters: list[tuple[int, str, Any]]
@@ -621,7 +624,8 @@ class Writer:
         else:
             self._note(error)
         with self._lock:
-            if error is not None:
+            if rest and error is not None:
+                # What came meanwhile stands behind it. Where only a sync failed, it is tried at once.
                 outcomes += [(waiter, error) for _, _, waiter in self._waiters]
                 self._waiters = []
             self._written += count

@@ -1,6 +1,7 @@
 """The attacks of docs/tamper-evidence.md on auditchain, as it is meant to be used.
 
-That is with an Ed25519 key, and a checkpoint elsewhere. The insider can write the log, and recompute its hashes; only some have the key.
+That is with an Ed25519 key and a checkpoint elsewhere. The insider can write the log, and recompute its hashes; only
+some have the key.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
 """The command line, run as people run it: real processes on real ledgers."""
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -11,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +26,10 @@ import otledger
 from otledger import Draft
 from otledger.cli import app
 from otledger.cli.app import load_plugins
+from otledger.cli.following import _Following
 from otledger.cli.output import safe, safe_json
+from otledger.filter import Filter
+from otledger.follow import Cursor
 from tests.checker import check
 
 DOCS = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -734,7 +740,7 @@ def test_tail_gives_the_last_ten(cli: Run, root: Path) -> None:
 
 
 class Following:
-    """A running `tail -f`, with the lines that it has written so far."""
+    """A running `tail -f`, with what it has written so far."""
 
     def __init__(self, root: Path, *args: object) -> None:
         self._process = subprocess.Popen(
@@ -744,8 +750,15 @@ class Following:
             env=environment(OTLEDGER_ROOT=str(root)),
         )
         assert self._process.stdout is not None
+        assert self._process.stderr is not None
         os.set_blocking(self._process.stdout.fileno(), False)
-        self.text = b""
+        os.set_blocking(self._process.stderr.fileno(), False)
+        self.text = self.error = b""
+
+    def complains(self) -> bool:
+        assert self._process.stderr is not None
+        self.error += self._process.stderr.read() or b""
+        return self.error.endswith(b"\n")
 
     def types(self) -> list[str]:
         assert self._process.stdout is not None
@@ -761,7 +774,7 @@ class Following:
         assert self._process.stderr is not None
         assert self._process.stdout is not None
         with self._process.stdout, self._process.stderr:
-            return code, self._process.stderr.read().decode()
+            return code, (self.error + (self._process.stderr.read() or b"")).decode()
 
 
 def test_tail_follows_until_ctrl_c(root: Path) -> None:
@@ -781,6 +794,8 @@ def test_tail_follows_over_damage(root: Path) -> None:
     following.wait_for("a.one")
     with segment.open("ab") as file:
         file.write(b"nonsense\n")
+    # The next to write cuts it off: nobody has seen it who looks afterwards.
+    wait_for(following.complains)
     write(root, Draft("a.two"))
     following.wait_for("a.one", "a.two")
     code, error = following.end(signal.SIGINT)
@@ -803,11 +818,44 @@ def test_tail_keeps_its_place_in_a_file(cli: Run, root: Path, tmp_path: Path) ->
     following.wait_for("a.two")
     assert following.end(signal.SIGTERM) == (143, "")
     write(root, Draft("a.three"))
+    before = cursor.read_text()
     following = Following(root, "--cursor", cursor)
     following.wait_for("a.three")
+    # Ended before that, it shows the record again.
+    wait_for(lambda: cursor.read_text() != before)
     assert following.end(signal.SIGINT)[0] == 130
     assert cli("tail", "--cursor", cursor).stdout == ""
     assert [path.name for path in tmp_path.iterdir() if "place" in path.name] == ["place"]
+
+
+async def test_tail_saves_its_last_place_when_the_one_before_is_saved(root: Path) -> None:
+    shown: list[str] = []
+    saved: list[Cursor] = []
+    saving, two_at_once = threading.Event(), threading.Event()
+
+    def save(cursor: Cursor) -> None:
+        if saving.is_set():
+            two_at_once.set()
+        saving.set()
+        two_at_once.wait(0.5)
+        saved.append(cursor)
+
+    printer: Any = SimpleNamespace(record=lambda record: shown.append(record.type))
+    keeper: Any = SimpleNamespace(save=save)
+    write(root, Draft("a.one"))
+    following = _Following(root, Cursor(), Filter(), None, printer, set())
+    task = asyncio.create_task(following.run(keeper))
+    async with asyncio.timeout(20):
+        while not saving.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        write(root, Draft("a.two"))
+        while "a.two" not in shown:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert len(saved) == 2
+    assert saved[0].positions["web1"] < saved[1].positions["web1"]
 
 
 def test_tail_shows_again_what_its_reader_did_not_take(root: Path, tmp_path: Path, cli: Run) -> None:

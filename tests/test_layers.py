@@ -38,7 +38,7 @@ LAYERS = (
         *("record", "batch", "merkle", "runs", "replayed", "trace", "replay", "turns", "pairs", "proof_file"),
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
-    ("decoding", "notes", "merkle", "ciphertext", "keyring"),
+    ("decoding", "notes", "ciphertext", "keyring"),
     ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}

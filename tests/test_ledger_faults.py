@@ -13,13 +13,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import otledger
-from otledger.errors import DiskFull, FormatError, LedgerClosed, LedgerDamaged, LowSpace, QueueFull, RootError
+from otledger import writer
+from otledger.errors import (
+    DiskFull,
+    FormatError,
+    JournalError,
+    LedgerClosed,
+    LedgerDamaged,
+    LowSpace,
+    QueueFull,
+    RootError,
+)
 from tests.checker import check
 from tests.conftest import Hang, Script
 
@@ -55,6 +66,13 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 class Failing:
@@ -645,6 +663,45 @@ def test_at_os_durable_comes_after_written(root: Path, hang: Hang) -> None:
         ledger.append("a")
         health = ledger.health()
         assert (health.written, health.durable) == (1, 1)  # durable: as durable as configured
+
+
+def test_a_sync_in_the_background_that_fails_is_tried_again_after_a_pause(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, events: Events
+) -> None:
+    monkeypatch.setattr(writer, "FIRST_PAUSE", 3600.0)
+    with otledger.open_sync(root, machine="m1", durability="os", sync_interval=0.1) as ledger:
+        receipt = ledger.append("a")
+        assert receipt is not None
+        # What is torn has to be set aside first, and cannot be.
+        (root / "m1" / "quarantine").write_text("")
+        with (root / "m1" / receipt.segment).open("ab") as file:
+            file.write(b"torn")
+        wait_until(lambda: ledger.health().errors > 0)
+        time.sleep(0.3)
+        assert ledger.health().errors == 1
+        (root / "m1" / "quarantine").unlink()
+        ledger.append("b")
+    assert [event["type"] for event in events()] == ["a", "b"]
+    assert caplog.text.count("the line is torn") == 1
+
+
+def test_an_append_while_only_a_sync_fails_is_tried(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncing, told = threading.Event(), threading.Event()
+
+    def sync(journal: otledger.Journal) -> None:
+        syncing.set()
+        told.wait(10)
+        raise JournalError("the disk is full")
+
+    monkeypatch.setattr(otledger.Journal, "sync", sync)
+    with otledger.open_sync(root, machine="m1", durability="os", sync_interval=0.01) as ledger:
+        ledger.append("a")
+        assert syncing.wait(10)
+        with ThreadPoolExecutor() as threads:
+            receipt = threads.submit(ledger.append, "b")
+            wait_until(lambda: ledger.health().queued_records == 1)
+            told.set()
+            assert receipt.result(10) is not None
 
 
 # Roots and files that are not as they should be

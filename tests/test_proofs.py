@@ -117,7 +117,9 @@ def notes_of(ledger: Signed) -> Iterator[proofs.SignedCheckpoint]:
             yield found
 
 
-def test_leaves_are_those_of_the_lines(signed: Signed) -> None:
+@pytest.mark.parametrize("block", [1 << 20, 97, 2000])
+def test_leaves_are_those_of_the_lines(signed: Signed, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provable, "BLOCK", block)
     leaves = signed.leaves()
     assert len(leaves) > 50
     for begin, end in ((0, len(leaves)), (0, 1), (7, 7), (3, 50), (len(leaves) - 1, len(leaves))):

@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -25,6 +26,7 @@ from tests.faults.tools import (
     MACHINE,
     append_bytes,
     edited,
+    environment,
     lines_of,
     newest,
     offsets,
@@ -923,3 +925,66 @@ def test_verify_with_everything_changes_nothing(sealed: Signed, tmp_path: Path) 
         verify(sealed.root, sealed.pin, memory=tmp_path / "keys", witness=[{sealed.origin: sealed.note()}], **options)
     assert snapshot(sealed.root) == before
     assert restamp(sealed.lines()[0]) == sealed.lines()[0]
+
+
+# The command ------------------------------------------------------------------------------------------------
+
+
+def command(*args: object, keys: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environ = environment() | ({"OTLEDGER_KEYS": str(keys)} if keys else {})
+    words = [sys.executable, "-m", "otledger", "verify", *map(str, args)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, env=environ, check=False)
+
+
+def test_the_command(months: Signed, tmp_path: Path) -> None:
+    (tmp_path / "ledger.pub").write_text(months.pin + "\n")
+    options = ["--root", months.root, "--key", tmp_path / "ledger.pub"]
+    done = command(*options, "--heartbeat", 3600)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"by key {months.verifier.id.hex()}" in done.stdout
+    assert "sealed through seq" in done.stdout
+    assert "older bytes not read again" in command(*options, "--since-checkpoint").stdout
+    assert command(*options, "--heartbeat", 0.000001).returncode == 5
+    assert json.loads(command(*options, "--tree", "--json").stdout)["machines"][0]["ledger"] == months.ledger
+    months.put("x")
+    assert command(*options, "--quiet").returncode == 7
+    assert command("--root", months.root, "--since-checkpoint").returncode == 2
+    assert "--key" in command("--root", months.root, "--since-checkpoint").stderr
+    wrong = command("--root", months.root, "--key", "otledger/x+y")
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+    # What this host's signer remembers is asked without being told.
+    months.remember(tmp_path / "keys", size=1000)
+    assert command(*options, keys=tmp_path / "keys").returncode == 3
+    assert command(*options, "--keys", tmp_path / "keys").returncode == 3
+    assert command(*options, "--no-memory", keys=tmp_path / "keys").returncode == 7
+
+
+def test_the_command_with_archived_segments_and_a_witness(months: Signed, tmp_path: Path) -> None:
+    from otledger.witness import open_place
+    from otledger.witnessing import witness
+
+    name = segment_names(months.root)[0]
+    months.control("otledger.archive", archived(months, name, tmp_path / "dest"))
+    months.seal()
+    options = ["--root", months.root, "--key", months.pin]
+    done = command(*options)
+    assert (done.returncode, f"1 segment archived, and not read: {name}" in done.stdout) == (0, True)
+    assert command(*options, "--from", tmp_path / "dest", "--tree").returncode == 0
+    assert command(*options, "--from", tmp_path / "nowhere").returncode == 5
+    assert command(*options, "--witness", tmp_path / "place").returncode == 2
+    witness(months.root, open_place(tmp_path / "place"), keys=[months.verifier])
+    done = command(*options, "--witness", tmp_path / "place")
+    assert (done.returncode, "witnessed through seq" in done.stdout) == (0, True)
+    # The witness has seen more than a ledger that was cut back.
+    shutil.rmtree(tmp_path / "place")
+    months.put("more").seal()
+    witness(months.root, open_place(tmp_path / "place"), keys=[months.verifier])
+    path = newest(months.root)
+    months.close()
+    (partition(months.root) / ".lock").unlink()
+    lines = lines_of(path)
+    kept = max(at for at, line in enumerate(lines) if b'"data":"more"' in line)
+    path.write_bytes(b"".join(lines[:kept]))
+    assert command(*options).returncode == 0
+    done = command(*options, "--witness", tmp_path / "place")
+    assert (done.returncode, "cut off" in done.stdout) == (3, True)

@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from otledger.notes import Commitment, Note, SignerKey
 from otledger.witness import WitnessError, open_place, read_place
 from otledger.witnessing import Outcome, witness
 from tests.conftest import Script
-from tests.notary import Notary
+from tests.notary import Notary, rewrite
 
 COMMAND = [sys.executable, "-m", "otledger"]
 
@@ -197,6 +199,40 @@ def test_a_key_that_nobody_named_is_refused(notary: Notary, place: PlaceText) ->
     assert refused(notary, place).startswith("the witness has a note of")
 
 
+def test_an_old_note_does_not_name_another_key(notary: Notary, place: PlaceText) -> None:
+    """Its signature is right, and it says nothing of the thief's key."""
+    offer(notary, place)
+    thief = SignerKey.new(notary.origin)
+    record = {"old": str(notary.key), "new": str(thief.verifier), "size": 1, "root": "", "path": []}
+    notary._append("otledger.key", {**record, "signature": kept(notary, place).note})
+    notary.emit(1)
+    notary.sign(signer=thief)
+    assert thief.verifier.id.hex() in refused(notary, place)
+
+
+def test_keys_at_the_place_that_did_not_follow_each_other_are_told(notary: Notary, tmp_path: Path) -> None:
+    place = tmp_path / "elsewhere"
+    before = notary_note(notary)
+    offer(notary, str(place))
+    notary.rotate()
+    notary.sign()
+    offer(notary, str(place))
+    path = files(place)[-1]
+    stored = json.loads(path.read_bytes())
+    stranger = str(SignerKey.new(notary.origin).verifier)
+    first, second = stored["keys"]
+    for keys in (
+        [{**first, "key": stranger}, second],
+        [first, {**second, "note": before}],
+        [first, {**second, "note": None}],
+    ):
+        path.write_text(json.dumps({**stored, "keys": keys}))
+        with pytest.raises(WitnessError, match=path.name):
+            read_place(place)
+    path.write_text(json.dumps(stored))
+    assert kept(notary, str(place)).keys[1].key == notary.key
+
+
 def test_an_old_key_counts_no_more(notary: Notary, place: PlaceText) -> None:
     old = notary.signer
     notary.rotate()
@@ -312,6 +348,37 @@ def test_a_partition_that_is_gone_is_refused(notary: Notary, place: PlaceText) -
     assert "no machine m1 any more" in refused(notary, place)
     (outcome,) = witness(notary.root, open_place(place))
     assert (outcome.machine, outcome.verdict) == ("m1", "refused")
+
+
+def test_a_note_of_another_machine_counts_for_nothing(notary: Notary, place: PlaceText) -> None:
+    offer(notary, place)
+    other = Notary(notary.root, "m2")
+    other.origin, other.signer = notary.origin, notary.signer
+    other.emit(40)
+    other.sign()
+    before = kept(notary, place)
+    outcome = offer(other, place)
+    assert outcome.verdict == "nothing"
+    assert notary.origin in outcome.reason
+    assert kept(notary, place) == before
+    assert kept(notary, place).refused == ()
+
+
+def test_a_new_chain_behind_the_old_one_is_another_one(notary: Notary, place: PlaceText, tmp_path: Path) -> None:
+    """The format lets a partition begin a new chain behind what it cannot know (6): the old records are still there."""
+    offer(notary, place)
+    new = Notary(tmp_path / "new")
+    (old,), (segment,) = (list((root / "m1").glob("*.jsonl")) for root in (notary.root, new.root))
+    previous = b'"previous":{"segment":"%s","size":%d}' % (old.name.encode(), old.stat().st_size)
+    rewrite(segment, lambda part: part.replace(b'"previous":null', previous))
+    segment.rename(old.with_name(old.name.replace(".jsonl", ".1.jsonl")))
+    (notary.root / "m1" / ".lock").unlink()
+    new.root = notary.root
+    new.emit(1)
+    new.sign()
+    assert offer(new, place).verdict == "first"
+    assert set(read_place(place)) == {notary.origin, new.origin}
+    assert offer(new, place).verdict == "unchanged"
 
 
 def test_an_old_note_written_again_is_refused(notary: Notary, place: PlaceText) -> None:
@@ -432,6 +499,15 @@ def test_an_origin_never_leads_out_of_the_place(root: Path, place: PlaceText) ->
         notary.signer = SignerKey.new(origin)
         notary.sign()
         assert offer(notary, place, keys=[notary.key], trust_first=True).verdict == "nothing"
+    # Nor where the chain itself has such a name.
+    (segment,) = (root / "m1").glob("*.jsonl")
+    real = json.loads(segment.read_bytes().splitlines()[0])["data"]["ledger"]
+    rewrite(segment, lambda part: part.replace(f'"ledger":"{real}"'.encode(), b'"ledger":"../../x"'))
+    (root / "m1" / ".lock").unlink()
+    notary.origin = "otledger/../../x"
+    notary.signer = SignerKey.new(notary.origin)
+    notary.sign()
+    assert offer(notary, place, keys=[notary.key], trust_first=True).verdict == "nothing"
     assert not open_place(place).is_there()
 
 
@@ -443,8 +519,8 @@ def test_what_is_there_is_never_touched_again(notary: Notary, tmp_path: Path) ->
     notary.emit(1)
     notary.sign()
     offer(notary, str(place))
-    for name, stat in before.items():
-        assert (shelf / name).stat() == stat, "what was there is touched again"
+    for name, known in before.items():
+        assert (shelf / name).stat() == known, "what was there is touched again"
 
 
 def test_git_shows_each_note_and_touches_no_work_tree(notary: Notary, tmp_path: Path) -> None:
@@ -634,7 +710,8 @@ def test_a_kill_at_any_step_leaves_the_old_note_or_the_new_one(notary: Notary, t
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONDONTWRITEBYTECODE": "1"}
     program = [sys.executable, "-c", textwrap.dedent(code), str(notary.root), place, str(notary.key), "1"]
     for call in calls:
-        for when in range(1, 20):
+        # Git makes many such calls: every other one will do.
+        for when in range(1, 40, 1 if kind == "folder" else 2):
             shutil.rmtree(path)
             shutil.copytree(saved, path)
             inject = f"inject={call}:signal=KILL:when={when}"
@@ -659,6 +736,39 @@ def test_a_kill_at_any_step_leaves_the_old_note_or_the_new_one(notary: Notary, t
     assert False in found
 
 
+def test_a_note_has_its_name_when_it_is_durable_and_is_told_when_that_is(
+    notary: Notary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "elsewhere"
+    offer(notary, str(place))
+    notary.emit(1)
+    notary.sign()
+    calls = []
+    fsync, link = os.fsync, os.link
+
+    def syncing(fd: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    def linking(*args: Any, **more: Any) -> None:
+        calls.append("link")
+        link(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", syncing)
+        patch.setattr(os, "link", linking)
+        assert offer(notary, str(place)).verdict == "accepted"
+    assert calls == ["file", "link", "folder"]
+
+
+def test_only_the_next_number_is_taken(notary: Notary, place: PlaceText) -> None:
+    offer(notary, place)
+    entry = kept(notary, place)
+    for number in (0, 2, 7):
+        assert not open_place(place).put(replace(entry, number=number))
+    assert kept(notary, place) == entry
+
+
 def test_a_full_disk_is_told(notary: Notary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "elsewhere"
     offer(notary, str(place))
@@ -681,7 +791,9 @@ def test_a_full_disk_is_told(notary: Notary, tmp_path: Path, monkeypatch: pytest
 
 
 def run(*args: object, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
+    # Without compiled files each of these many processes would compile otledger anew.
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**given, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
     command = [*COMMAND, *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=60, check=False)
     assert "Traceback" not in done.stderr
@@ -753,8 +865,9 @@ def test_the_command_goes_on_until_it_is_told_to_stop(notary: Notary, place: Pla
 # Together with the writer that signs, and with verify
 
 
-def test_a_service_that_signs_rotates_and_is_witnessed(root: Path, place: PlaceText, tmp_path: Path) -> None:
+def test_a_service_that_signs_rotates_and_is_witnessed(root: Path, tmp_path: Path) -> None:
     """Keys, notes and witness by command, with rotations between; then an old copy is put back."""
+    place = str(tmp_path / "elsewhere")
     keys = {"OTLEDGER_KEYS": str(tmp_path / "keys"), "OTLEDGER_MACHINE": "m1", "OTLEDGER_ROOT": str(root)}
     assert run("log", "x.first", **keys).returncode == 0
     pub = tmp_path / "m1.pub"

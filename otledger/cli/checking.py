@@ -13,6 +13,9 @@ from otledger.cli.options import Json, Machines
     "otledger verify",
     "otledger verify --machine web1 --deep      one machine, every line parsed as well",
     "otledger verify --expect web1 --expect web2     INCOMPLETE if one of them is missing",
+    "otledger verify --key ledger.pub --witness /mnt/elsewhere     as nobody with this disk could answer",
+    "otledger verify --key ledger.pub --since-checkpoint           what follows the newest valid note",
+    "otledger verify --key ledger.pub --heartbeat 1200             INCOMPLETE if the last seal is older",
     "otledger verify --json | jq .status",
 )
 def verify(
@@ -24,14 +27,39 @@ def verify(
     processes: Annotated[
         int | None, typer.Option("--processes", "-p", min=1, metavar="N", help="How many work side by side.")
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Parse every line as JSON as well.")] = False,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", "-k", metavar="PUB", help="A public key to believe, or a file of them; may be repeated."),
+    ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PLACE", help="Hold it against what a witness keeps there; may be repeated."),
+    ] = None,
+    heartbeat: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="The last seal must not be older: a cut tail shows.")
+    ] = None,
+    since_checkpoint: Annotated[
+        bool, typer.Option("--since-checkpoint", help="Only what follows the newest checkpoint whose note is valid.")
+    ] = False,
     tail: Annotated[bool, typer.Option("--tail", help="Only what follows the last checkpoint.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Parse every line as JSON, and check every note.")] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Recompute the whole tree, and compare every checkpoint with it.")
+    ] = False,
+    archive: Annotated[str | None, typer.Option("--from", metavar="DEST", help="Read archived segments there.")] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option("--keys", metavar="DIR", help="Where signers keep what they signed. [default: $OTLEDGER_KEYS]"),
+    ] = None,
+    no_memory: Annotated[
+        bool, typer.Option("--no-memory", help="Do not ask what this host's signer remembers.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; the exit code says it.")] = False,
     json: Json = False,
     root: RootOption = None,
 ) -> None:
-    """Check every record: its checksum, its number, its place in the chain. Exit codes: 0 OK, 3 TAMPERED, 4 FORK,
-    5 INCOMPLETE, 6 RECOVERED, 7 UNSEALED_TAIL."""
+    """Check every record: its checksum, its number, its place in the chain; with a public key the signed checkpoints.
+    Exit codes: 0 OK, 3 TAMPERED, 4 FORK, 5 INCOMPLETE, 6 RECOVERED, 7 UNSEALED_TAIL."""
     import sys
 
     from otledger.cli.output import Paint, Progress, out, out_json
@@ -47,6 +75,13 @@ def verify(
             processes=processes,
             tail=tail,
             deep=deep,
+            keys=key or (),
+            witness=witness or (),
+            memory=not no_memory and (keys or True),
+            since_checkpoint=since_checkpoint,
+            tree=tree,
+            heartbeat=heartbeat,
+            archive=archive,
             progress=progress,
         )
     if not report.machines:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import typer
@@ -96,16 +97,18 @@ class _Following:
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        saver = asyncio.create_task(self._save(keeper)) if keeper is not None else None
-        try:
-            while True:
-                await self._until_damage()
-        finally:
-            if keeper is not None and saver is not None:
-                saver.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await saver
-                keeper.save(self._cursor)
+        # One: a cursor is saved when the one before it is.
+        with ThreadPoolExecutor(1, thread_name_prefix="otledger-cursor") as thread:
+            saver = asyncio.create_task(self._save(keeper, thread)) if keeper is not None else None
+            try:
+                while True:
+                    await self._until_damage()
+            finally:
+                if keeper is not None and saver is not None:
+                    saver.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await saver
+                    thread.submit(keeper.save, self._cursor).result()
 
     async def _until_damage(self) -> None:
         follower = Follower(self._root, self._cursor, self._filter, machines=self._machines)
@@ -125,10 +128,10 @@ class _Following:
         self._printer.record(record)
         sys.stdout.flush()
 
-    async def _save(self, keeper: CursorFile) -> None:
+    async def _save(self, keeper: CursorFile, thread: ThreadPoolExecutor) -> None:
         saved = self._cursor
         while True:
             await asyncio.sleep(SAVE_INTERVAL)
             if self._cursor != saved:
                 saved = self._cursor
-                await asyncio.to_thread(keeper.save, saved)
+                await asyncio.get_running_loop().run_in_executor(thread, keeper.save, saved)

@@ -8,8 +8,9 @@ keys_app = typer.Typer(
     rich_markup_mode=None,
     help=helped(
         "Keep the keys, which lie outside of the ledger: $OTLEDGER_KEYS, or this user's own folder.",
-        "otledger keys subjects",
-        "otledger keys shred user-17 --reason 'request 4711' --yes",
+        "otledger keys init                                            sign checkpoints from now on",
+        "otledger keys list",
+        "otledger keys shred user-17 --reason 'request 4711' --yes     erase what is about somebody",
     ),
 )
-app.add_typer(keys_app, name="keys", short_help="Keep the keys: list those of subjects, shred them.")
+app.add_typer(keys_app, name="keys", short_help="Keep the keys that sign checkpoints and encrypt payloads.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from otledger.cli.output import Paint, counted, safe, size_text, table
+from otledger.cli.output import Paint, counted, duration_text, safe, size_text, table
 from otledger.verifier import MachineReport, Report, Status
 
 HEAD_SHOWN = 16
@@ -44,9 +44,11 @@ def _row(machine: MachineReport) -> tuple[str, ...]:
 
 
 def _details(machine: MachineReport, paint: Paint) -> Iterator[str]:
-    if not machine.faults and not machine.gaps and not machine.recoveries:
-        return
-    yield ""
+    lines = [*_found(machine, paint), *(f"{safe(machine.machine)}: {fact}" for fact in _facts(machine))]
+    yield from ("", *lines) if lines else ()
+
+
+def _found(machine: MachineReport, paint: Paint) -> Iterator[str]:
     for fault in machine.faults:
         yield f"{coloured(fault.status, paint)}  {safe(str(fault))}"
     if machine.more_faults:
@@ -55,6 +57,24 @@ def _details(machine: MachineReport, paint: Paint) -> Iterator[str]:
         yield f"{safe(machine.machine)}: recovered {counted(machine.recoveries, 'time')} after a crash"
     if machine.gaps:
         yield f"{safe(machine.machine)}: {counted(machine.gaps, 'record')} accepted and lost, as its gap records say"
+
+
+def _facts(machine: MachineReport) -> Iterator[str]:
+    """Say what is proved, by whom and when, and what was not looked at."""
+    if machine.sealed_through is not None:
+        ids = ", ".join(machine.key_ids)
+        yield f"sealed through seq {machine.sealed_through}{_ago(machine.seal_age)}, by key {ids}"
+    if machine.witnessed_through is not None:
+        yield f"witnessed through seq {machine.witnessed_through}{_ago(machine.witness_age)}"
+    if machine.unread:
+        yield f"{size_text(machine.unread)} of older bytes not read again"
+    if machine.archived:
+        names = ", ".join(map(safe, machine.archived))
+        yield f"{counted(len(machine.archived), 'segment')} archived, and not read: {names}; --from reads them"
+
+
+def _ago(age: float | None) -> str:
+    return "" if age is None else f", {duration_text(max(0, int(age * 1e9)))} ago"
 
 
 def verdict(report: Report, paint: Paint) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from otledger.batch import Tail, check_line, checksum_of
@@ -39,6 +39,7 @@ class Files:
         """How many bytes each segment had when the lock was held."""
         self.first_bad: dict[str, int] = {}
         """Where in a segment the first line is that is not as it should be."""
+        self.until_closed = ExitStack()
         self.elsewhere: dict[str, Path] = {}
         """Where the segments are that are not in the folder."""
         self.away: list[tuple[int, int]] = []
@@ -47,7 +48,8 @@ class Files:
         """How often a record was looked for by a pass over a segment, as bisection could not tell."""
 
     def close(self) -> None:
-        """Close the folder."""
+        """Close the folder, and forget what was fetched from elsewhere."""
+        self.until_closed.close()
         os.close(self.dir_fd)
 
     @contextmanager

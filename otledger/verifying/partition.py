@@ -26,7 +26,7 @@ from otledger.verifying.pinned import Claim, memory_of_signer
 from otledger.verifying.regrown import Regrown
 from otledger.verifying.report import MachineReport, Status
 from otledger.verifying.seals import Seal, Seals
-from otledger.verifying.stored import Stored, fetch, folder_of, sizes_of
+from otledger.verifying.stored import Stored, fetch, sizes_of
 from otledger.verifying.witnessed import check_claims
 
 _WORTH = 128 << 20
@@ -88,7 +88,7 @@ class Partition:
             with shared_lock(files.dir_fd) as state:
                 chain = read_chain(files.dir_fd, self.path)
                 if self.plan.archive is not None:
-                    chain = fetch(files, chain, folder_of(self.plan.archive, self.path.name))
+                    chain = fetch(files, chain, self.plan.archive)
                 files.chain, files.sizes = chain, sizes_of(files, chain)
                 newest = chain.newest
             if not chain.chained:
@@ -148,7 +148,7 @@ class Partition:
         pinned = self.seals is not None and bool(self.seals.pinned)
         if self.unread:
             stored.search()
-        self.archived = stored.settle(seal, pinned=pinned)
+        self.archived = stored.settle(seal, pinned=pinned, place=self.plan.archive)
         Excluded(self.files, self.found, self.judged, self.plan.keys).check(
             self.seq, pieces[0], self.controls.set_aside
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
+from otledger.archived import ArchiveError, archived_path
 from otledger.batch import check_line
 from otledger.segment import Chain, Piece, SegmentName, blocks, control_data, file_size, line_at, read_header
 from otledger.verifying.committed import is_checksum
@@ -90,12 +89,17 @@ class Stored:
             if wanted <= self.archived.keys() and any(record.first == 0 for record in self.archived.values()):
                 return
 
-    def settle(self, seal: Seal | None, *, pinned: bool) -> tuple[str, ...]:
-        """Tell which segments are missing, and hold the archived ones against their records. Gives those away."""
+    def settle(self, seal: Seal | None, *, pinned: bool, place: str | None) -> tuple[str, ...]:
+        """Tell which segments are missing, and hold the archived ones against their records. Gives those away.
+
+        `place`: where all the archived ones should be.
+        """
         chain = self.files.chain
         faults = [fault for name in chain.missing if (fault := self._why_missing(chain, name, seal, pinned=pinned))]
         there = {str(piece.name) for piece in chain.pieces}
         away = sorted(self.archived.keys() - there, key=lambda name: SegmentName.parse(name) or SegmentName(""))
+        if place is not None:
+            faults += [self._missing(name, f"it was archived, and is not at {place}") for name in away]
         due = 0
         for name in away if chain.missing else ():
             if self.archived[name].first != due:
@@ -142,20 +146,24 @@ class Stored:
         self.found.fault(Status.TAMPERED, file, offset, seq, reason)
 
 
-def fetch(files: Files, chain: Chain, folder: Path) -> Chain:
-    """Give the chain with the segments that were moved to a folder, as far as they are there. Reads their headers."""
+def fetch(files: Files, chain: Chain, place: str) -> Chain:
+    """Give the chain with the segments that were moved to a place, as far as they are there. Reads their headers."""
     pieces, missing = list(chain.pieces), list(chain.missing)
     wanted = list(missing)
     while wanted:
         text = wanted.pop()
         name = SegmentName.parse(text)
         at = next((i for i, p in enumerate(pieces) if p.header is not None and p.header.previous == text), None)
-        if name is None or at is None or not (folder / text).is_file():
+        if name is None or at is None:
+            continue
+        try:
+            path = files.until_closed.enter_context(archived_path(place, files.path.name, text))
+        except ArchiveError:
             continue
         after = pieces[at].header
-        files.elsewhere[text] = folder / text
+        files.elsewhere[text] = path
         with files.opened(name) as fd:
-            header = read_header(line_at(fd, 0), folder / text)
+            header = read_header(line_at(fd, 0), path)
         pieces.insert(at, Piece(name, after.previous_size if after is not None else None, header))
         missing.remove(text)
         previous = header.previous if header is not None else None
@@ -172,8 +180,3 @@ def sizes_of(files: Files, chain: Chain) -> dict[SegmentName, int]:
         with files.opened(piece.name) as fd:
             sizes[piece.name] = file_size(fd)
     return sizes
-
-
-def folder_of(dest: str | Path, machine: str) -> Path:
-    """Give where a machine's archived segments are."""
-    return Path(os.path.expanduser(dest)) / machine

@@ -1,17 +1,15 @@
 """A process with a ledger open, which does what it is told over a socket: somebody else's hands, to be killed.
 
-As a program it is the mother of such processes: it has otledger loaded and forks one for each line of JSON on stdin.
+As a program it is the mother of such processes.
 """
 
-import contextlib
-import ctypes
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,14 +17,14 @@ from typing import Any
 import otledger
 from otledger import clock, writer
 from otledger.errors import LedgerError
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.faults import mothers
+from tests.faults.mothers import Mother
 
 
 class Hands:
     """One process. Give it orders with `do`; end it with `kill`."""
 
-    def __init__(self, mother: "Mother", pid: int, connection: socket.socket) -> None:
+    def __init__(self, mother: Mother, pid: int, connection: socket.socket) -> None:
         self._mother, self.pid = mother, pid
         self._connection = connection
         self._file = connection.makefile("rw")
@@ -47,52 +45,28 @@ class Hands:
         self._connection.close()
 
 
-class Mother:
-    """Starts processes that have otledger loaded already."""
+class Crew(Mother):
+    """Starts such processes. `folder` is for their socket."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = str(folder / "socket")
+        path = str(folder / "socket")
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self._path)
+        self._listener.bind(path)
         self._listener.listen(1)
         self._listener.settimeout(30)
-        others = {name: value for name, value in os.environ.items() if not name.startswith("OTLEDGER_")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.hands", self._path],
-            cwd=REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=others | {"PYTHONPATH": str(REPOSITORY)},
-        )
-
-    def __enter__(self) -> "Mother":
-        return self
+        super().__init__("tests.faults.hands", path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._listener.close()
-        with self._process as process:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
+        super().__exit__(kind, error, trace)
 
     def start(self) -> Hands:
-        pid = self._ask({})
+        pid = self.fork()
         connection, _ = self._listener.accept()
         connection.settimeout(60)
         return Hands(self, pid, connection)
-
-    def wait(self, pid: int) -> None:
-        self._ask({"wait": pid})
-
-    def _ask(self, request: dict[str, Any]) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
 
 
 # In the processes -------------------------------------------------------------------------------------------
@@ -162,27 +136,5 @@ def serve(path: str) -> None:
             file.flush()
 
 
-def mother(path: str) -> None:
-    children = []
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            answer = os.waitpid(request["wait"], 0)[0]
-            children.remove(answer)
-        else:
-            answer = os.fork()
-            if answer == 0:
-                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-                try:
-                    serve(path)
-                finally:
-                    os._exit(0)
-            children.append(answer)
-        print(answer, flush=True)
-    for child in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    mother(sys.argv[1])
+    mothers.serve(partial(serve, sys.argv[1]))

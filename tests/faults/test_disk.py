@@ -18,6 +18,7 @@ import pytest
 import otledger
 from otledger import Draft, JournalError, Receipt, Status, writer
 from otledger.errors import DiskFull, LowSpace
+from otledger.handover import Batch
 from otledger.lock import WIDTH
 from tests.checker import check
 from tests.faults.conftest import Say
@@ -583,6 +584,41 @@ def test_a_batch_that_can_be_neither_acknowledged_nor_cut(
     records = sane(root)
     holds(records, receipts)
     assert payloads(records) == ([1, 2, "between", 2] if between else [1, 2])
+
+
+@pytest.mark.parametrize("by", ["opening", "appending", "a cut"])
+@pytest.mark.parametrize("durability", ["disk", "os"])
+def test_a_batch_that_could_not_be_cut_and_that_another_process_keeps(
+    root: Path, monkeypatch: pytest.MonkeyPatch, durability: str, by: str
+) -> None:
+    """It is theirs, and is neither cut off nor, when it is tried again, written once more."""
+
+    def fails(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with journal(root, durability=durability) as target:
+        receipts = put(target, 1)
+        drafts = [Draft("app.event", number, id=f"id-{number}") for number in (2, 3)]
+        batch = Batch([target.encoder.draft(draft, 0, reserved=False)[1] for draft in drafts], {})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", fails)
+            patch.setattr(os, "ftruncate", fails)
+            for _ in range(2):
+                with pytest.raises(JournalError):
+                    target.write(batch)
+        other = journal(root, durability=durability, max_segment=1000 if by == "a cut" else 1 << 30)
+        other.open()
+        if by != "opening":
+            receipts += put(other, "between")
+        ack = target.write(batch)
+        receipts += [ack.receipt(at, draft.id or "") for at, draft in enumerate(drafts)]
+        receipts += put(target, 4)
+        receipts += put(other, 5)
+        other.close()
+    records = sane(root, allow=[Status.OK])
+    holds(records, receipts)
+    assert payloads(records) == [1, 2, 3, *(["between"] if by != "opening" else []), 4, 5]
+    assert (len(segment_names(root)) > 1) == (by == "a cut")
 
 
 LIMITED = """if True:

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,6 +23,7 @@ from otledger import Status, speed
 from otledger.batch import check_line
 from otledger.recovery import inspect
 from otledger.segment import open_folder, read_chain
+from tests.faults.conftest import Say
 from tests.faults.fuzz_targets import DATA, TARGETS, Bench
 from tests.faults.fuzzing import BREACHES, DEEP, Dice, Hung, at_most, recomputed
 from tests.faults.tools import (
@@ -42,6 +42,8 @@ from tests.faults.tools import (
 MEMORY = Path("/dev/shm")
 LEAST = 5_000
 """Examples of the short campaign in all."""
+FUZZ_SECONDS = int(os.environ.get("OTLEDGER_TEST_FUZZ_SECONDS", "600"))
+"""How long atheris looks at one target. Read here, as no test sees such a setting."""
 SECONDS = 20.0
 """What one example may take at most: a thousand times what it does take."""
 
@@ -72,14 +74,12 @@ def test_the_short_campaign_is_as_long_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_examples(name: str, bench: Bench, campaign: str, record_property: Any, capsys: Any) -> None:
+def test_examples(name: str, bench: Bench, campaign: str, say: Say) -> None:
     seed, count = "short", TARGETS[name][1]
     if campaign == "long":
         seed, count = os.urandom(4).hex(), count * 40
     run(bench, name, count, seed)
-    record_property("examples", count)
-    with capsys.disabled():
-        print(f"\n{name}: {count:,} examples, seed {seed}", end="")
+    say(f"{name}: {count:,} examples, seed {seed}", examples=count)
 
 
 @pytest.mark.parametrize("name", BREACHES)
@@ -297,7 +297,7 @@ def sanitize(folder: Path) -> str:
 
 
 @pytest.mark.skipif(speed.stamp is None, reason="not compiled here, or no SHA-256 instructions")
-def test_the_compiled_part_under_sanitizers(campaign: str, tmp_path: Path, record_property: Any) -> None:
+def test_the_compiled_part_under_sanitizers(campaign: str, tmp_path: Path, say: Say) -> None:
     """Memory errors and undefined behaviour in the compiled part end the process."""
     if campaign != "long":
         pytest.skip("runs in the long campaign: --campaign long")
@@ -315,23 +315,20 @@ def test_the_compiled_part_under_sanitizers(campaign: str, tmp_path: Path, recor
         PYTHONMALLOC="malloc",
     )
     assert all(f"{name} {count}" in shown for name in COMPILED)
-    record_property("examples", count * len(COMPILED))
+    say(f"{', '.join(COMPILED)}: {count:,} examples each under sanitizers", examples=count * len(COMPILED))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_atheris(name: str, campaign: str, tmp_path: Path, record_property: Any, capsys: Any) -> None:
-    """Ten minutes for each target."""
+def test_atheris(name: str, campaign: str, tmp_path: Path, say: Say) -> None:
+    """For each target ten minutes, or what OTLEDGER_TEST_FUZZ_SECONDS says."""
     if campaign != "long":
         pytest.skip("runs in the long campaign: --campaign long")
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed (pip install atheris)")
-    seconds = int(os.environ.get("OTLEDGER_TEST_FUZZ_SECONDS", "600"))
     shown = forever(
-        name, f"-max_total_time={seconds}", "-timeout=60", "-rss_limit_mb=2048", "-max_len=4096",
-        f"-artifact_prefix={tmp_path}/", str(tmp_path), seconds=seconds * 3 + 120,
+        name, f"-max_total_time={FUZZ_SECONDS}", "-timeout=60", "-rss_limit_mb=2048", "-max_len=4096",
+        f"-artifact_prefix={tmp_path}/", str(tmp_path), seconds=FUZZ_SECONDS * 3 + 120,
     )  # fmt: skip
     runs = [line for line in shown.splitlines() if line.startswith("Done ")]
     assert runs, shown[-3000:]
-    record_property("runs", runs[-1])
-    with capsys.disabled():
-        print(f"\n{name}: {runs[-1]}", end="")
+    say(f"{name}: {runs[-1]}", runs=runs[-1])

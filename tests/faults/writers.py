@@ -1,32 +1,25 @@
 """Groups of real processes that write to one ledger, and tell in files what was acknowledged to them.
 
-As a program it is their mother: it has otledger loaded and forks a group for each line of JSON that it reads, so
-that a group is writing within milliseconds. A group is a process group of its own, to be killed as one.
+As a program it is their mother; a group is a process group of its own, to be killed as one.
 """
 
 import asyncio
-import contextlib
-import ctypes
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import otledger
 from otledger import Draft, Journal, JournalError, Receipt, identity, open_sync
 from otledger.errors import LedgerError, LockTimeout
 from otledger.predecessors.exporting import export_evledger
+from tests.faults.mothers import Mother, fork, serve
 
-REPOSITORY = Path(__file__).parents[2]
 PAYLOADS = random.Random(0).randbytes(1 << 19).hex()
 """What payloads are cut out of: to make random bytes for each would cost more than to write them."""
 
@@ -70,100 +63,29 @@ class Group:
         return self._mother.wait(self.pid)
 
 
-class Writers:
+class Writers(Mother):
     """Starts groups of writers. `prefix` is a command under which they all run."""
 
     def __init__(self, prefix: Iterable[str] = ()) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("OTLEDGER_")}
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment | {"PYTHONPATH": str(REPOSITORY)},
-        )
-
-    def __enter__(self) -> "Writers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._process as process:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
+        super().__init__("tests.faults.writers", prefix=prefix)
 
     def start(self, root: Path, acks: Path, *, gate: bool = False, **options: Any) -> Group:
         """Options: `processes`, and those of `work`. With `gate` they wait for `Group.release`."""
         acks.mkdir(parents=True)
         if gate:
             os.mkfifo(acks / "gate")
-        pid = self._ask({"root": str(root), "acks": str(acks), **options})
-        return Group(self, pid, acks)
-
-    def wait(self, pid: int) -> int:
-        return self._ask({"wait": pid})
-
-    def _ask(self, request: dict[str, Any]) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        return Group(self, self.fork(root=str(root), acks=str(acks), **options), acks)
 
 
 # In the processes -------------------------------------------------------------------------------------------
 
 
-def mother() -> None:
-    # Once for all groups: these read files, which a group that is traced must not do.
-    identity.boot_id()
-    identity.host_hash()
-    groups = []
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-            groups.remove(request["wait"])
-        else:
-            answer = os.fork()
-            if answer == 0:
-                die_with_parent()
-                lead(request)
-            # Set here too: whichever comes first.
-            os.setpgid(answer, answer)
-            groups.append(answer)
-        print(answer, flush=True)
-    # The test has ended, or was ended: so do they all.
-    for group in groups:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-
-
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def lead(request: dict[str, Any]) -> None:
-    os.setpgid(0, 0)
-    gate = Path(request["acks"], "gate")
+def lead(acks: str, processes: int = 1, **options: Any) -> None:
+    """Be a group of writers, until all have ended."""
+    gate = Path(acks, "gate")
     if gate.exists():
         gate.read_bytes()
-    children = []
-    for number in range(request.pop("processes", 1)):
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            die_with_parent()
-            try:
-                work(number, **request)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        children.append(pid)
+    children = [fork(partial(work, number, acks=acks, **options)) for number in range(processes)]
     failed = [pid for pid in children if os.waitpid(pid, 0)[1]]
     os._exit(1 if failed else 0)
 
@@ -363,4 +285,7 @@ KINDS: dict[str, Callable[..., None]] = {
 
 
 if __name__ == "__main__":
-    mother()
+    # Once for all groups: these read files, which a group that is traced must not do.
+    identity.boot_id()
+    identity.host_hash()
+    serve(lead)
