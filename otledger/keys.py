@@ -33,6 +33,7 @@ from otledger.merkle import Tree
 from otledger.notes import Commitment, NoteError, SignerKey, VerifierKey, origin_of
 
 FOLDER_MODE = 0o700
+UNFINISHED = ".unfinished"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 T = TypeVar("T")
@@ -139,6 +140,8 @@ class Signer:
         signed = self._decode("signed", Signed)
         if signed is not None:
             try:
+                if signed.origin != self.origin:
+                    raise ValueError(f"it is about {signed.origin}")
                 signed.tree()
                 decode_hashes(signed.path)
             except ValueError as error:
@@ -254,9 +257,10 @@ class Signer:
         except (msgspec.MsgspecError, RecursionError) as error:
             raise self._unreadable(name, error) from None
 
-    def _unreadable(self, name: str, error: Exception) -> FormatError:
+    def _unreadable(self, name: str, error: Exception) -> LedgerError:
         path = self.folder / name
-        return FormatError(f"{path} cannot be read ({error}): nothing is signed before it is put right", path=path)
+        message = f"{path} cannot be read ({error}): nothing is signed before it is put right"
+        return ConfigurationError(message) if isinstance(error, OSError) else FormatError(message, path=path)
 
     def _succeed(self) -> None:
         """Have the successor in the place of the key, of which nothing is left: no file ever holds a copy of it."""
@@ -271,6 +275,7 @@ class Signer:
     def _locked(self) -> Iterator[None]:
         fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            os.fchmod(fd, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
             if self.exists:
                 self._finish_rotation()
@@ -285,8 +290,8 @@ class Overtaken(LedgerError):
 
 def replace_file(folder: Path, name: str, data: bytes) -> None:
     """Have a file of 0600 hold `data`, durable on return; after a crash it has the old content or the new."""
-    # One name for all: what a crash leaves is overwritten by the next. Whoever calls holds a lock.
-    unfinished = folder / f".{name}.new"
+    # One name for all, as whoever calls holds a lock: what a crash leaves there the next one overwrites.
+    unfinished = folder / UNFINISHED
     fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.fchmod(fd, 0o600)
