@@ -492,3 +492,73 @@ def test_interrupted(settings: Json) -> None:
     os.waitpid(child, 0)
     fill(settings)
     assert signer_of(settings).key()
+
+
+# Commits that wait for each other --------------------------------------------------------------------------
+
+
+def publish(journal: Journal, commit: Any) -> bool:
+    """Write a commit as the journal does, if it is still due."""
+    with journal._mutex, journal._locked(1.0):
+        due = journal._is_due(commit)
+        if due:
+            journal._put_checkpoint(commit)
+        return due
+
+
+def commit_of(journal: Journal) -> Any:
+    with journal._mutex, journal._locked(1.0):
+        journal._settle_all()
+        end, ledger = journal._here(), journal._chain_id
+    return journal._sealer.commit(ledger, end)
+
+
+@pytest.fixture
+def two(settings: Json) -> Iterator[tuple[Journal, Journal]]:
+    """Two journals of one partition, as two processes have them."""
+    make_key(settings)
+    settings["checkpoint_interval"] = 1e6
+    with Journal(**settings) as one, Journal(**settings) as other:
+        yield one, other
+
+
+def test_record_of_a_key_is_written_once(settings: Json, two: tuple[Journal, Journal], check_all: CheckAll) -> None:
+    """Two have signed with a new key before either has written its record."""
+    one, other = two
+    signer_of(settings).rotate(time.time_ns())
+    earlier = commit_of(one)
+    other.append([Draft("a.b", 1)])
+    later = commit_of(other)
+    assert earlier.keys
+    assert later.keys
+    assert publish(one, earlier)
+    assert publish(other, later)
+    assert len(of_type(check_all(settings["root"])["m1"], "key")) == 2
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_note_of_the_old_key_comes_too_late(
+    settings: Json, two: tuple[Journal, Journal], check_all: CheckAll, more: int
+) -> None:
+    """Signed before a rotation, and not written before the new key's: it is left out."""
+    one, other = two
+    late = commit_of(one)
+    signer_of(settings).rotate(time.time_ns())
+    other.append([Draft("a.b", 1)] * more)
+    assert publish(other, commit_of(other))
+    assert not publish(one, late)
+    check_all(settings["root"])
+
+
+def test_record_of_a_key_in_the_segment_before(
+    settings: Json, two: tuple[Journal, Journal], check_all: CheckAll
+) -> None:
+    """A commit with a key's record is not written into a later segment: where it stands then is not known."""
+    one, other = two
+    signer_of(settings).rotate(time.time_ns())
+    late = commit_of(one)
+    with other._mutex, other._locked(1.0):
+        other._start_segment("size", other._here())
+    assert not publish(one, late)
+    assert one.checkpoint()
+    assert len(of_type(check_all(settings["root"])["m1"], "key")) == 2
