@@ -14,7 +14,6 @@ Folders are 0700 and files 0600. Every file is replaced as a whole, and durable 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import os
@@ -29,6 +28,7 @@ import msgspec
 
 from otledger.errors import ConfigurationError, FormatError, LedgerError
 from otledger.folder import make_folder, sync_folder, write_all
+from otledger.hashes import decode_hashes, encode_hash, encode_hashes
 from otledger.merkle import Tree
 from otledger.notes import Commitment, NoteError, SignerKey, VerifierKey, origin_of
 
@@ -317,32 +317,9 @@ def check_keys_folder(keys: Path, root: Path) -> None:
         raise ConfigurationError(f"the keys folder {keys} is inside the ledger {root}; give another by keys= or --keys")
 
 
-def encode_hash(node: bytes) -> str:
-    """Give a hash as control records hold it: base64."""
-    return base64.b64encode(node).decode()
-
-
-def encode_hashes(nodes: Sequence[bytes]) -> list[str]:
-    """Give hashes as control records hold them."""
-    return [encode_hash(node) for node in nodes]
-
-
-def decode_hash(text: str) -> bytes:
-    """Give a hash of a control record. Raises ValueError."""
-    node = base64.b64decode(text, validate=True)
-    if len(node) != 32:
-        raise ValueError("a hash has 32 bytes")
-    return node
-
-
-def decode_hashes(texts: Sequence[str]) -> list[bytes]:
-    """Give the hashes of a control record. Raises ValueError."""
-    return [decode_hash(text) for text in texts]
-
-
 def _record(old: VerifierKey | None, new: VerifierKey, signer: SignerKey | None, basis: Signed | None) -> Begun:
     """Give the data of the `otledger.key` record with which `new` begins (format, 5)."""
-    size, root = (0, Tree().root()) if basis is None else (basis.size, decode_hash(basis.root))
+    size, root = (0, Tree().root()) if basis is None else (basis.size, decode_hashes([basis.root])[0])
     commitment = Commitment(new.name, size, root, (f"key {new}",))
     return {
         "old": None if old is None else str(old),
