@@ -6,6 +6,7 @@ crash in between leaves it in both places, and the next run goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from otledger.journal import Journal
 from otledger.places import Place, place_of
 from otledger.record import Draft
 from otledger.segment import (
+    CACHE,
     Chain,
     Piece,
     SegmentName,
@@ -254,6 +256,20 @@ class _Source:
         """Remove it, if it is still the one that was copied."""
         if self._is_there():
             os.unlink(self.move.segment, dir_fd=self._dir_fd)
+        for folder in (CACHE, f"{CACHE}/index"):
+            _forget(self._dir_fd, folder, self.move.segment)
+
+
+def _forget(dir_fd: int, cache: str, segment: str) -> None:
+    """Remove what was derived from a segment, so that it takes no space; a cache that cannot be written is left."""
+    with contextlib.suppress(OSError):
+        folder = open_folder(cache, dir_fd=dir_fd)
+        try:
+            for name in os.listdir(folder):
+                if name.startswith(f"{segment}."):
+                    os.unlink(name, dir_fd=folder)
+        finally:
+            os.close(folder)
 
 
 def _write_down(config: Config, dir_fd: int, path: Path, copied: Sequence[Archived]) -> None:

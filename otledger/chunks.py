@@ -102,8 +102,7 @@ def _check_blocks(
                 line = block[place : block.index(b"\n", place) + 1]
                 _control(chunk, offset + place, line, runs)
             if runs is not None and count:
-                # The lines are right: each has its checksum there.
-                runs.add(first, [line[-66:-2].decode() for line in block[begin : at - 1].split(b"\n")])
+                runs.add_lines(block, begin, at, first, count)
             if offset + at >= chunk.end:
                 break
         end = block.find(b"\n", at) + 1

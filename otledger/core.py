@@ -18,7 +18,7 @@ from opentelemetry import trace
 from otledger import provider, values, writers
 from otledger.ciphertext import Cipher
 from otledger.config import Config
-from otledger.encryption import KeyWanted, Sealer
+from otledger.encryption import Encryption, KeyWanted
 from otledger.errors import EventRefused, LedgerClosed, LedgerDamaged, QueueFull
 from otledger.journal import Resource
 from otledger.record import Draft, Encoder
@@ -39,9 +39,9 @@ _TELLING = frozenset({"otlinvalid", "otlprocessor"})
 class Core:
     """What all views of one ledger share: settings, encoder, writer, processors, schemas. Records spans."""
 
-    def __init__(self, config: Config, sealer: Sealer | None = None) -> None:
+    def __init__(self, config: Config, encryption: Encryption | None = None) -> None:
         self.config = config
-        self.sealer = sealer
+        self.encryption = encryption
         # Absolute: the program may change its working folder.
         self.root = config.root.absolute()
         self.encoder = Encoder(config.machine, config.service)
@@ -114,11 +114,11 @@ class Core:
 
     def encode(self, draft: Draft, *, wait: bool = True) -> tuple[str, bytes]:
         """Give id and part of a draft that processors and schemas have seen, encrypted where that is to be."""
-        sealer = self.sealer
-        name = None if sealer is None else sealer.name_for(draft)
-        if sealer is None or name is None:
+        encryption = self.encryption
+        name = None if encryption is None else encryption.name_for(draft)
+        if encryption is None or name is None:
             return self.encoder.draft(draft, time_ns())
-        cipher = sealer.at_hand(name)
+        cipher = encryption.at_hand(name)
         if cipher is None:
             # No key is made for what cannot be stored.
             self.encoder.draft(draft, 0)
@@ -126,7 +126,7 @@ class Core:
                 kept = _copy(draft)
                 kept.time = time_ns() if draft.time is None else draft.time
                 raise KeyWanted(kept, name)
-            cipher = sealer.obtain(name)
+            cipher = encryption.obtain(name)
         for mark in _TELLING & draft.marks.keys():
             # What raised or did not fit may be quoted there.
             draft.marks[mark] = "the text is left out: the data is encrypted"
@@ -134,9 +134,9 @@ class Core:
 
     def cipher_at_hand(self, draft: Draft) -> Cipher | None:
         """Give the key for an event that no processor is to see, where it is in memory."""
-        sealer = self.sealer
-        name = None if sealer is None else sealer.name_for(draft)
-        return None if sealer is None or name is None else sealer.at_hand(name)
+        encryption = self.encryption
+        name = None if encryption is None else encryption.name_for(draft)
+        return None if encryption is None or name is None else encryption.at_hand(name)
 
     def _run_processors(self, draft: Draft) -> Draft | None:
         for processor in self.config.processors:

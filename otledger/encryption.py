@@ -37,7 +37,7 @@ class KeyWanted(Exception):
         self.name = name
 
 
-class Sealer:
+class Encryption:
     """What a ledger encrypts with: the policy and the keys that are in use. Raises `ConfigurationError`.
 
     A key in memory is used only while its file is there, which is looked at each time: so that a key that another
@@ -106,10 +106,10 @@ class Sealer:
         return cipher
 
 
-def make_sealer(policy: Policy | None, alg: str | None, config: Config) -> Sealer | None:
+def make_encryption(policy: Policy | None, alg: str | None, config: Config) -> Encryption | None:
     """Give what a ledger encrypts with, None where it does not. Raises `ConfigurationError`."""
     if policy is None:
         if alg is not None:
             raise ConfigurationError("cipher is given without encrypt: give encrypt=otledger.by_subject as well")
         return None
-    return Sealer(policy, CHACHA20 if alg is None else alg, config)
+    return Encryption(policy, CHACHA20 if alg is None else alg, config)

@@ -52,10 +52,9 @@ def default_keys() -> Path:
     return identity_file().parent / "keys"
 
 
-def keys_folder(given: Path | None = None) -> Path:
+def keys_folder(given: Path | str | None = None) -> Path:
     """Give the folder of the keys: `given`, `OTLEDGER_KEYS`, or this user's own."""
-    chosen = given or os.environ.get("OTLEDGER_KEYS")
-    return Path(chosen).expanduser() if chosen else default_keys()
+    return Path(given or os.environ.get("OTLEDGER_KEYS") or default_keys()).expanduser().absolute()
 
 
 @cache

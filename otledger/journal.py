@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -235,27 +236,34 @@ class Journal(Recovering):
         return found is not None
 
     def _checkpoint_at_close(self) -> None:
-        timeout = self.config.lock_timeout
-        with self._locked(timeout, closing=True):
-            if self._name is None:
-                return
-            self._settle_all()
-            if not self._something_new():
-                return
-            end, ledger, covered = self._here(), self._chain_id, self._state.checkpoint_size
-            adoptions = self._adoptions
-        commit = None
-        try:
-            commit = self._sealer.commit(ledger, end, covered=covered, seconds=CLOSING)
-        except (LedgerError, OSError) as error:
-            log.warning("%s: the checkpoint at close is not signed: %s", self.path, error)
-        with self._locked(timeout, closing=True):
-            if commit is not None and (self._adoptions != adoptions or not self._is_due(commit)):
-                commit = None
-            if commit is not None:
-                self._note_refusal(commit)
-            if self._something_new():
-                self._put_checkpoint(commit)
+        deadline = time.monotonic() + CLOSING
+        left, failed = CLOSING, False
+        while True:
+            with self._locked(self.config.lock_timeout, closing=True):
+                if self._name is None:
+                    return
+                self._settle_all()
+                if not self._something_new():
+                    return
+                if failed or left <= 0:
+                    self._put_checkpoint(None)
+                    return
+                end, ledger, covered = self._here(), self._chain_id, self._state.checkpoint_size
+                adoptions = self._adoptions
+            commit = None
+            try:
+                commit = self._sealer.commit(ledger, end, covered=covered, seconds=left)
+            except (LedgerError, OSError) as error:
+                log.warning("%s: the checkpoint at close is not signed: %s", self.path, error)
+                failed = True
+            with self._locked(self.config.lock_timeout, closing=True):
+                if commit is not None and self._adoptions == adoptions and self._is_due(commit):
+                    self._note_refusal(commit)
+                    self._put_checkpoint(commit)
+                    return
+            # Others have come between, who close as well, or it takes too long.
+            time.sleep(0.005)
+            left = deadline - time.monotonic()
 
     def _note_refusal(self, commit: Commit) -> None:
         if commit.refusal is not None and not self._refused:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from otledger.ciphertext import Cipher, is_kid
-from otledger.identity import default_keys
+from otledger.identity import keys_folder
 
 FOLDER = "subjects"
 SUFFIX = ".json"
@@ -64,11 +64,6 @@ def read_key(path: Path | str) -> KeyFile | None:
             return _decode(file.read(_LARGEST))
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-
-
-def keys_folder(keys: Path | str | None = None) -> Path:
-    """Give the folder of all keys: the given one, `OTLEDGER_KEYS`, or this user's own."""
-    return Path(keys or os.environ.get("OTLEDGER_KEYS") or default_keys()).expanduser().absolute()
 
 
 class Opener(Protocol):

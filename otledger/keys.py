@@ -14,7 +14,6 @@ Folders are 0700 and files 0600. Every file is replaced as a whole, and durable 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import os
@@ -29,10 +28,12 @@ import msgspec
 
 from otledger.errors import ConfigurationError, FormatError, LedgerError
 from otledger.folder import make_folder, sync_folder, write_all
+from otledger.hashes import decode_hashes, encode_hash, encode_hashes
 from otledger.merkle import Tree
 from otledger.notes import Commitment, NoteError, SignerKey, VerifierKey, origin_of
 
 FOLDER_MODE = 0o700
+UNFINISHED = ".unfinished"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 T = TypeVar("T")
@@ -139,6 +140,8 @@ class Signer:
         signed = self._decode("signed", Signed)
         if signed is not None:
             try:
+                if signed.origin != self.origin:
+                    raise ValueError(f"it is about {signed.origin}")
                 signed.tree()
                 decode_hashes(signed.path)
             except ValueError as error:
@@ -254,9 +257,10 @@ class Signer:
         except (msgspec.MsgspecError, RecursionError) as error:
             raise self._unreadable(name, error) from None
 
-    def _unreadable(self, name: str, error: Exception) -> FormatError:
+    def _unreadable(self, name: str, error: Exception) -> LedgerError:
         path = self.folder / name
-        return FormatError(f"{path} cannot be read ({error}): nothing is signed before it is put right", path=path)
+        message = f"{path} cannot be read ({error}): nothing is signed before it is put right"
+        return ConfigurationError(message) if isinstance(error, OSError) else FormatError(message, path=path)
 
     def _succeed(self) -> None:
         """Have the successor in the place of the key, of which nothing is left: no file ever holds a copy of it."""
@@ -271,6 +275,7 @@ class Signer:
     def _locked(self) -> Iterator[None]:
         fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            os.fchmod(fd, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
             if self.exists:
                 self._finish_rotation()
@@ -285,8 +290,8 @@ class Overtaken(LedgerError):
 
 def replace_file(folder: Path, name: str, data: bytes) -> None:
     """Have a file of 0600 hold `data`, durable on return; after a crash it has the old content or the new."""
-    # One name for all: what a crash leaves is overwritten by the next. Whoever calls holds a lock.
-    unfinished = folder / f".{name}.new"
+    # One name for all, as whoever calls holds a lock: what a crash leaves there the next one overwrites.
+    unfinished = folder / UNFINISHED
     fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.fchmod(fd, 0o600)
@@ -312,32 +317,9 @@ def check_keys_folder(keys: Path, root: Path) -> None:
         raise ConfigurationError(f"the keys folder {keys} is inside the ledger {root}; give another by keys= or --keys")
 
 
-def encode_hash(node: bytes) -> str:
-    """Give a hash as control records hold it: base64."""
-    return base64.b64encode(node).decode()
-
-
-def encode_hashes(nodes: Sequence[bytes]) -> list[str]:
-    """Give hashes as control records hold them."""
-    return [encode_hash(node) for node in nodes]
-
-
-def decode_hash(text: str) -> bytes:
-    """Give a hash of a control record. Raises ValueError."""
-    node = base64.b64decode(text, validate=True)
-    if len(node) != 32:
-        raise ValueError("a hash has 32 bytes")
-    return node
-
-
-def decode_hashes(texts: Sequence[str]) -> list[bytes]:
-    """Give the hashes of a control record. Raises ValueError."""
-    return [decode_hash(text) for text in texts]
-
-
 def _record(old: VerifierKey | None, new: VerifierKey, signer: SignerKey | None, basis: Signed | None) -> Begun:
     """Give the data of the `otledger.key` record with which `new` begins (format, 5)."""
-    size, root = (0, Tree().root()) if basis is None else (basis.size, decode_hash(basis.root))
+    size, root = (0, Tree().root()) if basis is None else (basis.size, decode_hashes([basis.root])[0])
     commitment = Commitment(new.name, size, root, (f"key {new}",))
     return {
         "old": None if old is None else str(old),

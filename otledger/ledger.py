@@ -16,7 +16,7 @@ from otledger import speed
 from otledger.config import Config, Durability, QueuePolicy, StartupCheck
 from otledger.context import current as current_context
 from otledger.core import Core, resource_attributes
-from otledger.encryption import KeyWanted, Policy, make_sealer
+from otledger.encryption import KeyWanted, Policy, make_encryption
 from otledger.errors import ConfigurationError
 from otledger.journal import Receipt
 from otledger.processors import Processor
@@ -76,7 +76,7 @@ class View(BaseView):
             if made is not None:
                 own.put(made[1])
                 return made[0]
-        if core.sealer is None:
+        if core.encryption is None:
             id, kept = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
         else:
             id, kept = await self._encrypt(type, data, subject, source, ipc_hash, extensions, time, id)
@@ -104,7 +104,7 @@ class View(BaseView):
         own = self._core.writer
         if own.full and not await self._core.make_room(own):
             return None
-        if self._core.sealer is None:
+        if self._core.encryption is None:
             id, part = self._encode(type, data, subject, source, ipc_hash, extensions, time, id)
         else:
             id, part = await self._encrypt(type, data, subject, source, ipc_hash, extensions, time, id)
@@ -123,8 +123,8 @@ class View(BaseView):
         except KeyWanted as wanted:
             draft, name = wanted.draft, wanted.name
         core = self._core
-        assert core.sealer is not None
-        await _in_thread(functools.partial(core.sealer.obtain, name))
+        assert core.encryption is not None
+        await _in_thread(functools.partial(core.encryption.obtain, name))
         return core.encode(draft)
 
     async def flush(self) -> None:
@@ -197,7 +197,7 @@ class Ledger(View, _Opened):
     """A ledger in an asyncio program. Made by `otledger.open`; use it as `async with`, or await it and `aclose`."""
 
     def __init__(self, config: Config, encrypt: Policy | None = None, cipher: str | None = None) -> None:
-        super().__init__(Core(config, make_sealer(encrypt, cipher, config)))
+        super().__init__(Core(config, make_encryption(encrypt, cipher, config)))
         self.startup_report = None
 
     async def __aenter__(self) -> Ledger:
@@ -223,7 +223,7 @@ class SyncLedger(BaseView, _Opened):
     """A ledger in a program without asyncio. Made by `otledger.open_sync`; use it as `with`, or `close` it."""
 
     def __init__(self, config: Config, encrypt: Policy | None = None, cipher: str | None = None) -> None:
-        super().__init__(Core(config, make_sealer(encrypt, cipher, config)))
+        super().__init__(Core(config, make_encryption(encrypt, cipher, config)))
         self.startup_report = self._core.open()
 
     def __enter__(self) -> SyncLedger:

@@ -17,11 +17,18 @@ LEAST_PAUSE = 0.05
 
 
 class Notary:
-    """A daemon thread over one journal. `report` gets the errors that keep it from signing, each once in a row."""
+    """A daemon thread over one journal.
 
-    def __init__(self, journal: Journal, report: Callable[[BaseException], None]) -> None:
+    `report` gets the errors that keep it from signing, each once in a row; `tell` is called when there may be
+    findings of the journal to tell.
+    """
+
+    def __init__(
+        self, journal: Journal, report: Callable[[BaseException], None], tell: Callable[[], None] = lambda: None
+    ) -> None:
         self._journal = journal
         self._report = report
+        self._tell = tell
         self._news = threading.Event()
         self._stopped = threading.Event()
         self._last_errors: dict[str, str] = {}
@@ -72,6 +79,7 @@ class Notary:
         name = call.__name__
         try:
             done = call()
+            self._tell()
         except (LedgerClosed, LockTimeout):
             return otherwise
         except Broken as error:

@@ -6,7 +6,6 @@ Pure. A file is read as what a stranger sent: its size, and all that is worked o
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import msgspec
 
 from otledger.batch import MAX_LINE, check_line
 from otledger.errors import FormatError, LedgerError
+from otledger.hashes import MOST, hashes_of
 from otledger.merkle import is_consistent, is_included, leaf_hash
 from otledger.notes import Commitment, Note, NoteError, VerifierKey, read_commitment
 from otledger.record import Record, parse
@@ -24,7 +24,7 @@ VERSION = 1
 """Of the files."""
 MAX_FILE = 40 << 20
 """The largest file that is read, in bytes: the longest line, each of its quotes escaped, and notes beside it."""
-MAX_PATH = 64
+MAX_PATH = MOST
 """More hashes than any audit path has: the tree of `MAX_SEQ` leaves is 60 deep. A consistency proof has one more."""
 MAX_CHANGES = 10_000
 """How many changes of key are followed."""
@@ -209,33 +209,6 @@ def _check_growth(proof: Consistency, keys: Sequence[VerifierKey]) -> ProvedGrow
 
 def _does_not_hold(reason: str) -> BrokenProof:
     return BrokenProof(f"the proof does not hold: {reason}")
-
-
-# Hashes as text
-
-
-def text_of(hash: bytes) -> str:
-    """Give a hash as base64."""
-    return base64.b64encode(hash).decode()
-
-
-def hash_of(text: object) -> bytes | None:
-    """Give the 32 bytes of a base64 text; None for anything else."""
-    if not isinstance(text, str) or len(text) != 44:
-        return None
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    return data if len(data) == 32 else None
-
-
-def hashes_of(texts: object) -> list[bytes] | None:
-    """Give the hashes of a list of base64 texts, no longer than a path; None for anything else."""
-    if not isinstance(texts, list) or len(texts) > MAX_PATH:
-        return None
-    found = [hash_of(text) for text in texts]
-    return None if None in found else [each for each in found if each is not None]
 
 
 def _hashes(texts: list[str]) -> list[bytes]:

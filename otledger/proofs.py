@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from otledger.batch import checksum_of
+from otledger.hashes import encode_hashes
 from otledger.merkle import (
     Tree,
     consistency_ranges,
@@ -21,7 +22,7 @@ from otledger.merkle import (
     range_hashes,
 )
 from otledger.notes import Commitment, Note
-from otledger.proof_file import BrokenProof, Consistency, Inclusion, ProofError, text_of
+from otledger.proof_file import BrokenProof, Consistency, Inclusion, ProofError
 from otledger.provable import SignedCheckpoint, partition, read_checkpoint
 
 __all__ = [
@@ -147,7 +148,7 @@ def prove_record(root: str | Path, machine: str, seq: int) -> Inclusion:
                 raise
             continue
         if is_included(leaf, seq, note.size, path, note.root):
-            texts = [text_of(each) for each in path]
+            texts = encode_hashes(path)
             return Inclusion(
                 record=_text_of(line, root, seq), index=seq, size=note.size, path=texts, note=note.note, keys=changes
             )
@@ -183,7 +184,7 @@ def prove_growth(root: str | Path, machine: str, since: int | str) -> Consistenc
                 raise
             continue
         if is_consistent(old.size, old.root, new.size, new.root, proof):
-            return Consistency(old=text, new=new.note, path=[text_of(each) for each in proof], keys=changes)
+            return Consistency(old=text, new=new.note, path=encode_hashes(proof), keys=changes)
     raise _not_as_signed(path, new)
 
 

@@ -17,9 +17,10 @@ from otledger import speed
 from otledger.archived import archived_in
 from otledger.batch import MAX_LINE, check_line
 from otledger.errors import RootError
+from otledger.hashes import hash_of, hashes_of
 from otledger.merkle import leaf_hash
 from otledger.notes import Commitment, Note, NoteError
-from otledger.proof_file import MAX_CHANGES, BrokenProof, ProofError, hash_of, hashes_of
+from otledger.proof_file import MAX_CHANGES, BrokenProof, ProofError
 from otledger.segment import (
     BLOCK,
     CHECKPOINT_TYPE,

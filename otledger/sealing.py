@@ -20,7 +20,8 @@ from typing import Any
 from otledger import speed
 from otledger.batch import ZEROS, Tail, check_line
 from otledger.errors import LedgerError
-from otledger.keys import Overtaken, Signed, Signer, decode_hashes, encode_hash, encode_hashes
+from otledger.hashes import decode_hashes, encode_hash, encode_hashes
+from otledger.keys import Overtaken, Signed, Signer
 from otledger.merkle import Tree, grow, is_included, leaf_hash, nodes_of, tree_of
 from otledger.recovery import Place
 from otledger.segment import (

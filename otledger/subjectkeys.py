@@ -17,7 +17,8 @@ import msgspec
 from otledger.ciphertext import KEY_BYTES, bound, is_kid, kid_of
 from otledger.errors import ConfigurationError, LedgerError, LockTimeout, RootError
 from otledger.folder import make_folder, sync_folder, write_all
-from otledger.keyring import FOLDER, SUFFIX, KeyFile, key_text, keys_folder, read_key
+from otledger.identity import keys_folder
+from otledger.keyring import FOLDER, SUFFIX, KeyFile, key_text, read_key
 
 LOCK_FILE = ".lock"
 CURRENT = "current"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from otledger.errors import FormatError, RootError
-from otledger.identity import default_keys
+from otledger.identity import keys_folder
 from otledger.notes import VerifierKey
 from otledger.segment import SegmentName, list_machines
 from otledger.verifying.partition import Partition, Plan
@@ -100,9 +100,7 @@ def _claims(place: str | Mapping[str, Any]) -> list[Claim]:
 
 
 def _folder_of_keys(memory: bool | str | Path) -> Path | None:
-    if memory is True:
-        return Path(os.environ.get("OTLEDGER_KEYS") or default_keys()).expanduser()
-    return Path(memory).expanduser() if memory else None
+    return keys_folder(None if memory is True else memory) if memory else None
 
 
 def _without_partition(claims: Sequence[Claim], origins: set[str]) -> Iterator[MachineReport]:

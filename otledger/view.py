@@ -66,7 +66,7 @@ class BaseView:
         if context:
             ipc_hash = ctx.current_turn(context) if ipc_hash is None else ipc_hash
             members = _span_members(context)
-        if core.slow or time is not None or id is not None or (core.sealer is not None and subject is not None):
+        if core.slow or time is not None or id is not None or (core.encryption is not None and subject is not None):
             draft = Draft(type, data, subject, source, ipc_hash, dict(extensions or {}), time, id)
             if core.slow or time is not None or id is not None or (cipher := core.cipher_at_hand(draft)) is None:
                 return core.process(draft, members, wait=wait)

@@ -117,6 +117,7 @@ class Writer:
         self.full = False
         """No place for another record, or new ones are refused."""
         self._notary: Notary | None = None
+        self._telling = threading.Lock()
         # Owned by the thread, read by others.
         self._retry: Batch | None = None
         self._failing = False
@@ -429,6 +430,7 @@ class Writer:
         if self._notary is not None:
             self._notary.stop()
         self.journal.close()
+        self._tell_findings()
 
     def _next(self) -> tuple[Batch | None, list[tuple[int, str, Any]], list[StartPart]]:
         """Under _lock: wait for work, and take it off the queue. No batch: the end."""
@@ -534,7 +536,7 @@ class Writer:
             if batch.parts:
                 ack = self.journal.write(batch, on_wait=self._watch_lock)
                 if self._notary is None:
-                    self._notary = Notary(self.journal, self.report)
+                    self._notary = Notary(self.journal, self.report, self._tell_findings)
                 self._notary.wake()
                 error = ack.error
                 self._unsynced = self.config.durability == "os"
@@ -548,11 +550,12 @@ class Writer:
 
     def _tell_findings(self) -> None:
         """Tell the listeners of damage and forks that the journal met. It has logged them."""
-        findings = self.journal.findings
-        for finding in findings[self._findings_told :]:
+        with self._telling:
+            untold = self.journal.findings[self._findings_told :]
+            self._findings_told += len(untold)
+        for finding in untold:
             if finding.kind != "residue":
                 self.report(LedgerDamaged(f"{self.journal.path}: {finding}; run: otledger verify"))
-        self._findings_told = len(findings)
 
     def _start_parts(self, spans: list[StartPart]) -> list[bytes]:
         parts = []

@@ -32,6 +32,7 @@ from otledger.errors import ConfigurationError, RootError
 from otledger.filter import Filter
 from otledger.follow import Cursor
 from otledger.proofs import ProofError
+from otledger.query.compacting import compact
 from otledger.record import Draft
 from tests.checker import check
 from tests.faults.tools import MACHINE, REPOSITORY, lines_of, rechained, segment_names
@@ -137,10 +138,18 @@ def test_doing_it_again_later_goes_on(old: Path, tmp_path: Path) -> None:
 def test_readers_go_on_with_what_is_left(old: Path, tmp_path: Path) -> None:
     list(otledger.Reader(old).sql("SELECT count(*) FROM events"))
     list(otledger.Reader(old).records(Filter(ipc_hash=f"{'2025-11':0>64}")))
+    list(compact(old))
+    environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(
+        [sys.executable, "-m", "otledger", "index", "--rebuild", "--root", str(old)], env=environ, check=True
+    )
+    caches = [path.name for path in (old / MACHINE / ".cache").rglob(f"{OLD[0]}.*")]
+    assert len(caches) == 2, "a skeleton and a part of the index"
     whole = payloads(old)
     assert len(whole) == 12
     move(old, tmp_path / "cold")
     assert payloads(old) == whole[9:]
+    assert not [path for name in OLD for path in (old / MACHINE / ".cache").rglob(f"{name}.*")]
     reader = otledger.Reader(old)
     assert list(reader.records(Filter(ipc_hash=f"{'2025-11':0>64}"))) == []
     assert len(list(reader.records(Filter(ipc_hash=f"{'now':0>64}")))) == 3
@@ -151,7 +160,7 @@ def test_readers_go_on_with_what_is_left(old: Path, tmp_path: Path) -> None:
             [sys.executable, "-m", "otledger", command, "--root", str(old)],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            env=environ,
             check=False,
         )
         assert (done.returncode, done.stderr.count("rror")) in ((0, 0), (1, 0)), (command, done)

@@ -688,7 +688,7 @@ def seal(one: Builder, size: int, key: Key | None = None, *more: str, **members:
     one.add("otledger.checkpoint", data | members)
 
 
-def begin(one: Builder, key: Key, old: Key | None = None, size: int = 3, **members: Any) -> None:
+def begin(one: Builder, key: Key, old: Key | None = None, /, size: int = 3, **members: Any) -> None:
     """A key's record."""
     data = {"old": None if old is None else str(old), "new": str(key)} | tree(one, size, edge=False)
     data["signature"] = old.note(ORIGIN, size, data["root"], f"key {key}") if old is not None else None

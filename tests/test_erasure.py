@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 import otledger
 from otledger import Draft, EventRefused, Filter, Reader, subjectkeys
 from otledger.ciphertext import AES_GCM, CHACHA20, Cipher, bound, kid_of
-from otledger.encryption import Sealer
+from otledger.encryption import Encryption
 from otledger.errors import ConfigurationError, LedgerError, RootError
 from otledger.keyring import KeyFile, Keyring, read_key
 from otledger.record import parse
@@ -1195,9 +1195,9 @@ def test_a_sealer_keeps_a_bounded_number_of_keys(root: Path, keys: Path, monkeyp
         for _ in range(2):
             for number in range(10):
                 it.emit("a.b", SECRET, subject=f"user-{number}")
-        sealer = it._core.sealer
-        assert isinstance(sealer, Sealer)
-        assert len(sealer._known) <= 3
+        encryption = it._core.encryption
+        assert isinstance(encryption, Encryption)
+        assert len(encryption._known) <= 3
     assert len(key_files(keys)) == 10
     reader = Reader(root, keys=keys)
     assert [record.data for record in reader.records(Filter(type="a.b"))] == [SECRET] * 20

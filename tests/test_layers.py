@@ -39,7 +39,7 @@ LAYERS = (
         *("spandata", "strict", "filter", "processors", "schemas", "context"),
     ),
     ("decoding", "notes", "ciphertext", "keyring"),
-    ("errors", "hooks", "config", "identity", "ids", "speed", "values", "version"),
+    ("errors", "hooks", "hashes", "config", "identity", "ids", "speed", "values", "version"),
 )
 PLACES = {name: place for place, names in enumerate(reversed(LAYERS)) for name in names}
 

@@ -178,7 +178,7 @@ def others() -> InmemoryTree:
 def test_pymerkle_has_the_same_roots_and_proofs(others: InmemoryTree, size: int, data: st.DataObject) -> None:
     leaves = MANY[:size]
     root = root_of(leaves)
-    assert others.get_state(size) == root
+    assert others.get_root(size) == root
     index = data.draw(st.integers(0, size - 1))
     # Its paths begin with the leaf itself.
     theirs = others.prove_inclusion(index + 1, size)
@@ -189,7 +189,7 @@ def test_pymerkle_has_the_same_roots_and_proofs(others: InmemoryTree, size: int,
     before = root_of(leaves[:old])
     # Its consistency proofs are its own, of more hashes than the RFC's: they agree in what they prove.
     verify_consistency(before, root, others.prove_consistency(old, size))
-    assert merkle.is_consistent(old, others.get_state(old), size, others.get_state(size), proof_of(leaves, old))
+    assert merkle.is_consistent(old, others.get_root(old), size, others.get_root(size), proof_of(leaves, old))
     if old < size:
         with pytest.raises(InvalidProof):
             verify_consistency(root, root, others.prove_consistency(old, size))

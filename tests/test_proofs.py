@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import otledger
-from otledger import merkle, proof_file, proofs, provable
+from otledger import hashes, merkle, proof_file, proofs, provable
 from otledger.batch import stamp
 from otledger.errors import LedgerError, RootError
 from otledger.merkle import Tree
@@ -258,10 +258,10 @@ def test_a_new_chain_begins_its_numbers_again(signed: Signed, tmp_path: Path) ->
 
 def test_garbled_checkpoints_are_none() -> None:
     assert proofs.read_checkpoint(b"") is None
-    assert proof_file.hash_of(b64(b"1" * 31)) is None
-    assert proof_file.hash_of("€" * 44) is None
-    assert proof_file.hashes_of([b64(b"1" * 32)] * 129) is None
-    assert proof_file.hashes_of([b64(b"1" * 32), 3]) is None
+    assert hashes.hash_of(b64(b"1" * 31)) is None
+    assert hashes.hash_of("€" * 44) is None
+    assert hashes.hashes_of([b64(b"1" * 32)] * 129) is None
+    assert hashes.hashes_of([b64(b"1" * 32), 3]) is None
 
 
 # Proof files

@@ -269,6 +269,18 @@ def test_everything_signed_anew_by_another_key(sealed: Signed, mode: str) -> Non
     assert one(report).sealed_through is None
 
 
+@pytest.mark.parametrize("mode", ["notes", "deep", "since"])
+def test_everything_signed_anew_where_no_record_begins_the_key(root: Path, mode: str) -> None:
+    """Then the pinned key never begins: the first note is the first place."""
+    with Signed(root) as ledger:
+        ledger.put(1, 2, 3).seal().put(4).seal()
+    rewrite(ledger, lambda lines: resigned(lines, SignerKey.new(ledger.origin)))
+    report = verify(root, ledger.pin, **MODES[mode])
+    place = next(checkpoints(ledger))
+    assert first(report) == (Status.TAMPERED, place[0], place[1], place[2]["seq"])
+    assert one(report).sealed_through is None
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_newest_note_by_another_key(sealed: Signed, mode: str) -> None:
     sealed.put("x").seal(key=SignerKey.new(sealed.origin))

@@ -1,22 +1,12 @@
 """`keys init`, `list`, `rotate` and `export`: the keys that sign checkpoints."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from otledger.cli.app import NO_MATCH, OK, Failed, RootOption, command, root_of
-from otledger.cli.keysgroup import keys_app
+from otledger.cli.keysgroup import Keys, Machine, keys_app
 from otledger.cli.options import Json, Machines, once
-
-Machine = Annotated[
-    str | None,
-    typer.Option("--machine", "-m", metavar="NAME", help="Whose. [default: $OTLEDGER_MACHINE, or the host's name]"),
-]
-Keys = Annotated[
-    Path | None,
-    typer.Option("--keys", metavar="DIR", help="The folder of the keys. [default: $OTLEDGER_KEYS, or this user's]"),
-]
 
 
 @command(

@@ -1,8 +1,20 @@
 """The group of commands about keys: they live outside the ledger's folder, each command says which it is about."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from otledger.cli.app import app, helped
+
+Machine = Annotated[
+    str | None,
+    typer.Option("--machine", "-m", metavar="NAME", help="Whose. [default: $OTLEDGER_MACHINE, or the host's name]"),
+]
+Keys = Annotated[
+    Path | None,
+    typer.Option("--keys", metavar="DIR", help="The folder of the keys. [default: $OTLEDGER_KEYS, or this user's]"),
+]
 
 keys_app = typer.Typer(
     rich_markup_mode=None,

@@ -1,22 +1,12 @@
 """`keys shred` and `keys subjects`: the keys that subjects' data is encrypted with."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from otledger.cli.app import NO_MATCH, OK, RootOption, command, root_of
-from otledger.cli.keysgroup import keys_app
+from otledger.cli.keysgroup import Keys, Machine, keys_app
 from otledger.cli.options import Json
-
-Machine = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Whose keys. [default: $OTLEDGER_MACHINE, or the host's name]"),
-]
-Keys = Annotated[
-    Path | None,
-    typer.Option("--keys", metavar="DIR", help="The folder of the keys. [default: $OTLEDGER_KEYS, or this user's]"),
-]
 
 
 @command(

@@ -5,17 +5,15 @@ Pure. Members that are missing or garbled give a reason in words, never an error
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from otledger.hashes import hash_of, hashes_of
 from otledger.merkle import fold, is_included, leaf_hash
 from otledger.notes import Commitment, Note, NoteError, VerifierKey
 
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
-MOST_HASHES = 64
 """More than any edge or path has."""
 
 
@@ -43,7 +41,7 @@ class Committed:
         hashes = None if edge is None else hashes_of(edge)
         if edge is not None and (hashes is None or len(hashes) != size.bit_count()):
             return "its edge is garbled"
-        return cls(size, root, path, hashes, text)
+        return cls(size, root, tuple(path), None if hashes is None else tuple(hashes), text)
 
     def why_not(self, head: str) -> str | None:
         """Give the reason why path and edge do not lead from the last record, with this checksum, to the root."""
@@ -70,28 +68,9 @@ class Committed:
         return note, None
 
 
-def hash_of(text: object) -> bytes | None:
-    """Give the 32 bytes of a base64 text, None of anything else."""
-    if not isinstance(text, str) or len(text) != 44:
-        return None
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    return data if len(data) == 32 else None
-
-
 def is_checksum(text: object) -> TypeGuard[str]:
     """Tell whether this is a checksum without its prefix."""
     return isinstance(text, str) and _CHECKSUM.fullmatch(text) is not None
-
-
-def hashes_of(texts: object) -> tuple[bytes, ...] | None:
-    """Give the hashes of a list of base64 texts, None of anything else."""
-    if not isinstance(texts, list) or len(texts) > MOST_HASHES:
-        return None
-    found = [node for node in map(hash_of, texts) if node is not None]
-    return tuple(found) if len(found) == len(texts) else None
 
 
 def key_of(text: object) -> VerifierKey | None:

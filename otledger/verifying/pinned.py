@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from otledger.errors import ConfigurationError, RootError
+from otledger.hashes import hash_of
 from otledger.notes import Commitment, Note, NoteError, VerifierKey, origin_of
-from otledger.verifying.committed import hash_of
 
 MOST_KEYS = 1 << 20
 """Bytes of a file of keys that are read."""

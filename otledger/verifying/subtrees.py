@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from otledger.merkle import Tree, node_hash
+from otledger.batch import check_line
+from otledger.merkle import NODE, Tree, grow, node_hash
 
 
 def subtrees(first: int, checksums: list[str]) -> bytes:
@@ -44,6 +45,18 @@ def add_subtrees(tree: Tree, end: int, nodes: bytes) -> None:
         tree.size += 1 << level
 
 
+def _line_of(block: bytes, start: int, stop: int, seq: int) -> int | None:
+    """Give where in a block the line of the record with this `seq` begins, None where it is not found."""
+    at = start
+    while (at := block.find(b',"seq":%d,"prev":"' % seq, at, stop)) >= 0:
+        first, end = block.rfind(b"\n", start, at) + 1 or start, block.find(b"\n", at) + 1
+        tail = check_line(block[first:end])
+        if tail is not None and tail.seq == seq:
+            return first
+        at = end
+    return None
+
+
 class Runs:
     """Collects the checksums of a chunk's records as runs, cut where a checkpoint says that its tree ends."""
 
@@ -60,6 +73,18 @@ class Runs:
             self.flush()
             self._first = seq
         self._checksums += checksums
+
+    def add_lines(self, block: bytes, start: int, stop: int, seq: int, count: int) -> None:
+        """Take the records whose lines, known to be right, stand between two offsets of a block: hashed at once."""
+        cuts = sorted(cut for cut in self._cuts if seq < cut < seq + count)
+        self.flush()
+        places = [(cut, place) for cut in cuts if (place := _line_of(block, start, stop, cut)) is not None]
+        for end, place in [*places, (seq + count, stop)]:
+            nodes = grow(block, start, place, seq, b"")
+            hashes = b"".join(nodes[at + 1 : at + NODE] for at in range(0, len(nodes), NODE))
+            self.done.append((seq, end, hashes))
+            start, seq = place, end
+        self._first = seq
 
     def cut(self, size: int) -> None:
         """End a run before record `size`, if that is not in an earlier one."""
