@@ -29,6 +29,12 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 
+def _own_keys() -> Path:
+    from otledger.identity import default_keys
+
+    return default_keys()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings of a ledger.
@@ -77,7 +83,7 @@ class Config:
     """Let `emit` raise the journal's error while writing fails. By default it goes on queueing."""
     forward: bool = True
     """Hand spans of the ledger that are sampled to the other processors of the OpenTelemetry SDK's provider, too."""
-    keys: Path = Path("keys")
+    keys: Path = field(default_factory=_own_keys)
     """The folder of the keys, outside the root; by default `$XDG_STATE_HOME/otledger/keys`. `OTLEDGER_KEYS`."""
     force: bool = False
     """Use the root although it is on a network file system or others may write to it."""
@@ -119,11 +125,8 @@ class Config:
             from otledger.identity import default_machine
 
             values["machine"] = default_machine()
-        if not values.get("keys"):
-            from otledger.identity import default_keys
-
-            values["keys"] = default_keys()
-        values["keys"] = Path(values["keys"]).expanduser()
+        if "keys" in values:
+            values["keys"] = Path(values["keys"]).expanduser()
         config = cls(**values)
         config._check()
         return config
