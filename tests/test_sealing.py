@@ -219,6 +219,8 @@ WRITERS = """
             for _ in range(20):
                 ledger.emit("a.b", 1)
             ledger.append("a.b", 1)
+            # What is written has to be checked, by a checker that takes its time.
+            time.sleep(0.01)
     print(sum(grown), len(errors))
     """
 
