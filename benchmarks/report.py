@@ -119,6 +119,12 @@ SHOWN = {
     "append, 100 tasks, disk, against write + fdatasync each": "`append`, 100 tasks, against write + fdatasync each",
     "8 processes at os: total against 1 process": "eight processes on one ledger, against one",
     "verify, by default, against PipeWorks' method on each line": "`verify`, against PipeWorks' method on each line",
+    "verify with signed notes against chain alone, time": "`verify --key`, against `verify` without a key, time",
+    "verify --tree against chain alone, time": "`verify --tree`, the same",
+    "verify --since-checkpoint of 1 GB": "`verify --since-checkpoint` of 1 GB",
+    "tree, notes and their syncs at 50,000 events/s, share of a core": (
+        "tree, signatures and their syncs at 50,000 events a second, share of a core"
+    ),
     "typed scan against evledger read_all": "a typed scan, against evledger's `read_all`",
     "CPU of a recorded span against an SDK span, no processor": "CPU of a recorded span, against an SDK span",
     "peak memory of evledger read_all against the scan's": "memory of evledger's `read_all`, against the scan's",
