@@ -43,3 +43,6 @@ def test_what_the_examples_show(tmp_path: Path) -> None:
     assert "4111111111111111" not in hidden
     assert "does not fit its schema: 1" in hidden
     assert "one batch: 1 to 100" in run("script")
+    signed = run("signed")
+    assert "OK sealed through 5" in signed
+    assert "{'name': 'Ada'} is now ['$enc']\nOK after the shredding\n" in signed
