@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from otledger.batch import MAX_LINE
+from otledger.batch import MAX_LINE, checksum_of
 from otledger.config import check_machine
 from otledger.errors import ConfigurationError, FormatError, RootError
 from otledger.filter import Filter
@@ -46,6 +46,10 @@ LOOK_AGAIN = 1.0
 _MODIFY, _MOVED_TO, _CREATE = 0x2, 0x80, 0x100
 
 
+HEAD = 16
+"""Digits of a checksum that a cursor holds."""
+
+
 class Cursor(msgspec.Struct, frozen=True):
     """A reading position: for each machine the segment and how many of its bytes were read.
 
@@ -53,6 +57,9 @@ class Cursor(msgspec.Struct, frozen=True):
     """
 
     positions: dict[str, tuple[str, int]] = {}
+    heads: dict[str, str] = {}
+    """By machine the first digits of the checksum of the record that ends there. A power cut may take records that were
+    read: what came in their place is then read from the segment's beginning."""
 
     def __str__(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -101,7 +108,8 @@ class Follower:
             for machine, (segment, offset) in given.positions.items():
                 if self._machines is not None and machine not in self._machines:
                     continue
-                self._tails[machine] = _Tail(self.root / machine, segment, offset)
+                tail = self._tails[machine] = _Tail(self.root / machine, segment, offset)
+                tail.check(given.heads.get(machine, ""))
         list_machines(self.root)
         self._look_for_machines()
         # A machine that appears later is read from its beginning.
@@ -111,8 +119,9 @@ class Follower:
     @property
     def cursor(self) -> Cursor:
         """Where to resume, so that nothing is missed or seen twice."""
-        tails = list(self._tails.items())
-        return Cursor({machine: tail.position for machine, tail in tails if tail.segment})
+        tails = [(machine, tail) for machine, tail in list(self._tails.items()) if tail.segment]
+        heads = {machine: tail.head for machine, tail in tails if tail.head}
+        return Cursor({machine: tail.position for machine, tail in tails}, heads)
 
     def __aiter__(self) -> Follower:
         return self
@@ -166,7 +175,7 @@ class Follower:
                 return found
 
     def _wanted(self, tail: _Tail, offset: int, line: bytes) -> Record | None:
-        tail.consumed(offset + len(line))
+        tail.consumed(offset + len(line), line)
         if self._line_test is not None and not self._line_test(line):
             return None
         try:
@@ -193,6 +202,30 @@ def follow(
     return Follower(root, cursor, filter, machines=machines, keys=keys)
 
 
+def head_at(path: Path, segment: str, offset: int) -> str | None:
+    """Give what a cursor holds of the record that ends at `offset`; None where there is no such segment."""
+    try:
+        folder = open_folder(path)
+    except FileNotFoundError:
+        return None
+    try:
+        fd = open_segment(folder, segment, shown=path)
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(folder)
+    try:
+        line = last_line(fd, offset)[1] if os.fstat(fd).st_size >= offset else b""
+    finally:
+        os.close(fd)
+    return checksum_of(line)[:HEAD].decode("ascii", "replace") if line.endswith(b"\n") else ""
+
+
+def is_still_there(path: Path, segment: str, offset: int, head: str) -> bool:
+    """Tell whether the record that a cursor names ends where it says, as far as that can be known."""
+    return not head or head_at(path, segment, offset) in (head, None)
+
+
 @dataclass(slots=True)
 class _Tail:
     """Where one machine's partition has been read up to."""
@@ -203,6 +236,8 @@ class _Tail:
     """What the caller has been given."""
     read_to: int = 0
     """Where the next line begins. A line that is not whole is read again: recovery may cut it off."""
+    last: bytes = b""
+    """The line that the caller was given last, of this segment."""
 
     def __post_init__(self) -> None:
         self.read_to = self.offset
@@ -211,8 +246,17 @@ class _Tail:
     def position(self) -> tuple[str, int]:
         return self.segment, self.offset
 
-    def consumed(self, offset: int) -> None:
-        self.offset = offset
+    @property
+    def head(self) -> str:
+        return checksum_of(self.last)[:HEAD].decode("ascii", "replace")
+
+    def consumed(self, offset: int, line: bytes) -> None:
+        self.offset, self.last = offset, line
+
+    def check(self, head: str) -> None:
+        """Go back to the segment's beginning where the record that was read last is not the one that ends here."""
+        if not is_still_there(self.path, self.segment, self.offset, head):
+            self._begin(self.segment)
 
     def go_to_end(self) -> None:
         folder = open_folder(self.path)
@@ -226,13 +270,14 @@ class _Tail:
                     start, line = last_line(fd, size)
                     # A torn line may be one that is being written.
                     self._begin(str(name), size if line.endswith(b"\n") else start)
+                    self.last = line if line.endswith(b"\n") else b""
                 finally:
                     os.close(fd)
         finally:
             os.close(folder)
 
     def _begin(self, segment: str, offset: int = 0) -> None:
-        self.segment, self.offset, self.read_to = segment, offset, offset
+        self.segment, self.offset, self.read_to, self.last = segment, offset, offset, b""
 
     def read(self) -> list[tuple[int, bytes]]:
         """Give the next lines with their offsets; none where there are none yet."""

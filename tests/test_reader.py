@@ -707,6 +707,26 @@ async def test_a_cursor_resumes_without_loss_or_repetition(root: Path, check_all
             assert [record.data for record in await following.take(1)] == ["later"]
 
 
+@pytest.mark.parametrize("later", [1, 2, 9])
+async def test_a_cursor_behind_what_a_power_cut_took(root: Path, later: int) -> None:
+    """Records that were read are gone, and others have come in their place: each of these is given."""
+    with otledger.Journal(root, machine="m1") as journal:
+        journal.append([otledger.Draft("a", n) for n in range(5)])
+        (path,) = (root / "m1").glob("*.jsonl")
+        async with aclosing(Reader(root).follow("start")) as follower:
+            async with asyncio.timeout(10):
+                assert len([await anext(follower) for _ in range(6)]) == 6
+            cursor = str(follower.cursor)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]))
+    (root / "m1" / ".lock").unlink()
+    with otledger.Journal(root, machine="m1") as journal:
+        journal.append([otledger.Draft("a", f"new {n}") for n in range(later)])
+    async with aclosing(Following(root, cursor, ORDERS)) as following:
+        given = [record.data for record in await following.take(3 + later)]
+    assert given == [0, 1, 2, *(f"new {n}" for n in range(later))]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -10,7 +10,7 @@ from pathlib import Path
 from otledger.batch import MAX_LINE
 from otledger.errors import FormatError, RootError
 from otledger.filter import Filter
-from otledger.follow import Cursor
+from otledger.follow import Cursor, head_at, is_still_there
 from otledger.hooks import OnFault
 from otledger.record import Record, parse
 from otledger.segment import (
@@ -84,7 +84,12 @@ def lines_back(fd: int, end: int) -> Iterator[tuple[int, bytes]]:
 def end_cursor(root: Path, machines: Sequence[str] | None) -> Cursor:
     """Give the cursor behind the last whole line of each machine."""
     positions = {machine: _end_of(root / machine) for machine in _chosen(root, machines)}
-    return Cursor({machine: position for machine, position in positions.items() if position is not None})
+    return _with_heads(root, {machine: position for machine, position in positions.items() if position is not None})
+
+
+def _with_heads(root: Path, positions: dict[str, tuple[str, int]]) -> Cursor:
+    heads = {machine: head_at(root / machine, *position) for machine, position in positions.items()}
+    return Cursor(positions, {machine: head for machine, head in heads.items() if head})
 
 
 def _end_of(path: Path) -> tuple[str, int] | None:
@@ -115,13 +120,17 @@ class Since:
     ) -> None:
         self._root = root
         self._machines = _chosen(root, machines)
-        self._positions = {name: place for name, place in cursor.positions.items() if name in self._machines}
+        self._positions = {
+            name: place if is_still_there(root / name, *place, cursor.heads.get(name, "")) else (place[0], 0)
+            for name, place in cursor.positions.items()
+            if name in self._machines
+        }
         self._take = _Take(filter, on_fault)
 
     @property
     def cursor(self) -> Cursor:
         """Where the reading stands."""
-        return Cursor(dict(self._positions))
+        return _with_heads(self._root, dict(self._positions))
 
     def __iter__(self) -> Iterator[Record]:
         return heapq.merge(*(self._of(machine) for machine in self._machines), key=_by_time)
