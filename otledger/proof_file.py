@@ -5,7 +5,6 @@ Pure. A file is read as what a stranger sent: its size, and all that is worked o
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import msgspec
 
 from otledger.batch import MAX_LINE, check_line
 from otledger.errors import FormatError, LedgerError
-from otledger.hashes import MOST, hashes_of
+from otledger.hashes import MOST, encode_hash, hashes_of
 from otledger.merkle import is_consistent, is_included, leaf_hash
 from otledger.notes import Commitment, Note, NoteError, VerifierKey, read_commitment
 from otledger.record import Record, parse
@@ -103,14 +102,14 @@ class ProvedGrowth:
         return {
             "proof": "consistency",
             "old_size": self.old.size,
-            "old_root": base64.b64encode(self.old.root).decode(),
+            "old_root": encode_hash(self.old.root),
             "old_key_id": self.old_key.id.hex(),
             **_plain(self.commitment, self.key),
         }
 
 
 def _plain(commitment: Commitment, key: VerifierKey) -> dict[str, Any]:
-    root = base64.b64encode(commitment.root).decode()
+    root = encode_hash(commitment.root)
     return {"origin": commitment.origin, "size": commitment.size, "root": root, "key_id": key.id.hex()}
 
 

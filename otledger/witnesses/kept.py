@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from otledger.errors import LedgerError
+from otledger.hashes import decode_hashes, encode_hashes
 from otledger.merkle import Tree
 from otledger.notes import Commitment, Note, NoteError, VerifierKey, read_commitment
 
@@ -126,7 +127,7 @@ class WitnessedNote:
                 taken=self.taken,
                 note=self.note,
                 keys=[_Key(str(known.key), known.note) for known in self.keys],
-                edge=[base64.b64encode(each).decode() for each in self.edge],
+                edge=encode_hashes(self.edge),
                 stamp=stamp,
             )
         )
@@ -150,7 +151,7 @@ class WitnessedNote:
                 number=read.number,
                 previous=read.previous,
                 keys=tuple(KnownKey(VerifierKey.parse(known.key), known.note) for known in read.keys),
-                edge=tuple(base64.b64decode(each, validate=True) for each in read.edge),
+                edge=tuple(decode_hashes(read.edge)),
                 stamp=None if read.stamp is None else _stamp(read.stamp),
             )
             _check(found, origin)
